@@ -75,22 +75,32 @@ impl fmt::Display for Phase {
 #[serde(rename_all = "kebab-case")]
 pub enum Fact {
     /// The source gave the right to run away. (Said by the source.)
-    HandedOver,
+    HandedOver {
+        /// Whether the guest ran before it was stopped for the move, and so is to run on.
+        run: bool,
+    },
     /// The source keeps the right to run and will not hand over in this migration. (Said by the source.)
     Resumed,
+    /// The source has no QEMU of this VM any more and will not run it in this migration. (Said by the source.)
+    Released,
     /// The destination has taken the right to run. (Said by the destination.)
     Running,
     /// The destination has killed its QEMU and will not run the VM in this migration. (Said by the destination.)
     Refused,
+    /// The destination has lost its journal and finds no QEMU: it will not run the VM in this migration, but
+    /// cannot tell whether it did. (Said by the destination.)
+    Lost,
 }
 
 impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::HandedOver => "handed-over",
+            Self::HandedOver { .. } => "handed-over",
             Self::Resumed => "resumed",
+            Self::Released => "released",
             Self::Running => "running",
             Self::Refused => "refused",
+            Self::Lost => "lost",
         })
     }
 }

@@ -1,0 +1,1 @@
+//! Whether a migration converges, by what was measured, and what to do about one that does not.
