@@ -305,8 +305,10 @@ impl Shared {
             },
             Message::Event(event) => {
                 tracing::debug!(monitor = self.monitor, ?event, "event");
-                // An error means that nobody listens.
-                let _ = state.events.as_ref().map(|events| events.send(event));
+                if let Some(events) = &state.events {
+                    // An error means that nobody listens.
+                    let _ = events.send(event);
+                }
             }
             Message::Greeting(_) => return Err(Loss::Malformed("a second greeting".to_owned())),
         }

@@ -88,6 +88,23 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_taken_comes_back_and_nothing_panics(vm: String, epoch: u64, migration: Option<String>) {
+            let identity = Identity { vm, epoch, migration };
+            if let Ok([option, value]) = identity.arguments() {
+                assert_eq!(parse_identity(&cmdline(&["qemu", &option, &value])), Some(identity));
+            }
+        }
+
+        #[test]
+        fn whatever_is_read_would_be_written_so(label in "limosa(\\.[a-z0-9_.-]{0,4}){0,4}") {
+            if let Some(identity) = Identity::from_label(&label) {
+                assert_eq!(identity.arguments().unwrap()[1], format!("{DEVICE}{label}"));
+            }
+        }
+    }
+
     #[test]
     fn what_would_not_come_back_is_refused() {
         let long = "x".repeat(129);

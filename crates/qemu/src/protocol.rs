@@ -253,6 +253,20 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_line_makes_the_parser_panic(line: Vec<u8>) {
+            let _ = parse(&line);
+        }
+
+        #[test]
+        fn no_reply_makes_the_parser_panic(
+            key in "QMP|return|error|event", value in "[\\[\\]{}:,\"a0]{0,12}", id: i64
+        ) {
+            let _ = parse(format!("{{\"{key}\": {value}, \"id\": {id}}}").as_bytes());
+        }
+    }
+
     #[test]
     fn a_line_without_end_is_given_up_at_the_limit() {
         let mut buffer = LineBuffer::default();

@@ -91,16 +91,11 @@ async fn play(stream: UnixStream, transcript: &str) -> Result<(), String> {
             }
             "<-" => {
                 let mut message = json(text)?;
-                if let Some(fields) = message.as_object_mut()
-                    && (fields.contains_key("return") || fields.contains_key("error"))
-                {
-                    match fields.get("id").cloned() {
-                        Some(id) => unanswered.retain(|other| *other != id),
-                        None => {
-                            let id = unanswered.pop_front();
-                            fields.insert("id".to_owned(), id.ok_or("a reply to no command")?);
-                        }
-                    }
+                let is_reply = message.get("return").or(message.get("error")).is_some();
+                if is_reply && message.get("id").is_none() {
+                    message["id"] = unanswered.pop_front().ok_or("a reply to no command")?;
+                } else if is_reply {
+                    unanswered.retain(|id| *id != message["id"]);
                 }
                 stream.write_all(format!("{message}\r\n").as_bytes()).await.map_err(failed)?;
             }

@@ -1,10 +1,13 @@
 //! The client and the command line against the QEMU of this machine. Skips, loudly, where there is none; fails
 //! there if `CI` is set.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails by panicking")]
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,7 +17,7 @@ use limosa_qemu::commands::host::{CpuExpansion, CpuModel};
 use limosa_qemu::commands::migration::{Announcement, Capability, MigrationParameters, MigrationStatus};
 use limosa_qemu::commands::run::RunState;
 use limosa_qemu::{Error, Event, Identity, Qmp, Severity, check_version, parse_identity};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, OFlags};
 
 /// So long that only a hanging QEMU reaches it.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -276,6 +279,53 @@ async fn devices_come_and_go_with_their_descriptors() {
     assert!(qmp.device_del("nic8").await.unwrap_err().is_device_not_found());
     qmp.device_del("nic7").await.unwrap();
     qmp.balloon(MEMORY_BYTES).await.unwrap();
+}
+
+#[tokio::test]
+async fn disks_of_every_kind_are_opened() {
+    let Some(binary) = binary() else { return };
+    let mut guest = Guest::new(&binary, "pc-q35-", Start::Paused);
+    let template = guest.directory.path().join("template.raw");
+    let overlay = guest.directory.path().join("overlay.qcow2");
+    File::create(&template).unwrap().set_len(DISK_BYTES as u64).unwrap();
+    let created = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/nonexistent", "-u"])
+        .arg(&overlay)
+        .arg(DISK_BYTES.to_string())
+        .status()
+        .unwrap();
+    assert!(created.success());
+
+    let overlay = inheritable(File::options().read(true).write(true).open(overlay).unwrap().as_fd());
+    let iso = inheritable(File::open(&template).unwrap().as_fd());
+    let mut system = raw_disk(5, DiskBus::Scsi, FileSource::Descriptor(overlay.as_raw_fd()));
+    system.image.format = ImageFormat::Qcow2;
+    system.image.backing = Some(Box::new(Image {
+        source: FileSource::Path(template.clone()),
+        format: ImageFormat::Raw,
+        backing: None,
+    }));
+    let read_only = Disk { read_only: true, ..raw_disk(11, DiskBus::Virtio, FileSource::Path(template)) };
+    guest.command_line.disks.extend([system, read_only]);
+    let direct = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::DIRECT.bits() as i32)
+        .open(guest.directory.path().join("disk, the first"));
+    let direct = inheritable(direct.unwrap().as_fd());
+    guest.command_line.disks[0].direct = true;
+    guest.command_line.disks[0].image.source = FileSource::Descriptor(direct.as_raw_fd());
+    guest.command_line.cdroms[0].image = Some(FileSource::Descriptor(iso.as_raw_fd()));
+    guest.descriptors.extend([overlay, iso, direct]);
+    let mut qemu = guest.start();
+
+    let nodes = qemu.connect().await.query_named_block_nodes().await.unwrap();
+    let node = |name: &str| nodes.iter().find(|node| node.node_name == name).expect(name);
+    assert_eq!((node("disk5").driver.as_str(), node("disk5").is_read_only), ("qcow2", false));
+    assert!(
+        node("disk5-backing1").is_read_only && node("disk11").is_read_only && node("cdrom0").is_read_only
+    );
+    assert!(node("disk5-backing1").file.ends_with("template.raw"), "not the one that the header names");
 }
 
 /// Memory stays in the memfd of the destination's own here; only the conversation of a migration is tested.

@@ -7,14 +7,14 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use super::{Properties, absolute, utf8};
+use super::{Properties, SLOT_DISK, absolute, pci, utf8};
 use crate::Error;
 
 /// Where an image is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileSource {
     /// The descriptor that QEMU inherits under this number, opened as the image is used: for reading and
-    /// writing, or for reading only. Image locks stay until the last duplicate of a descriptor is closed, so it
+    /// writing or for reading only, with or without `O_DIRECT`. Image locks stay until the last duplicate of a descriptor is closed, so it
     /// is opened anew for each QEMU, and one's own copy is closed once QEMU has started.
     Descriptor(RawFd),
     /// An absolute path that QEMU opens itself.
@@ -83,7 +83,8 @@ pub struct Disk {
     pub image: Image,
     /// What it is plugged into.
     pub bus: DiskBus,
-    /// Past the host's page cache (O_DIRECT)? QEMU sets the flag on the descriptor.
+    /// Past the host's page cache? QEMU 10 takes a descriptor for it only if it was opened with `O_DIRECT`, and
+    /// one that was for nothing else; all images of a chain are opened alike.
     pub direct: bool,
     /// Can it only be read?
     pub read_only: bool,
@@ -122,8 +123,15 @@ impl Disk {
         100 + u32::from(self.index) * IMAGES_IN_CHAIN
     }
 
-    /// Its device, on `bus` at `slot` if it is a PCI device.
-    pub(super) fn device(&self, bus: &str, slot: u8) -> Result<Properties, Error> {
+    /// Its device, for the command line and for `device_add` (where a q35 machine takes [`DiskBus::Scsi`] only,
+    /// see [`super`]).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn device(&self, machine: &str) -> Result<Properties, Error> {
+        if self.index >= DISKS {
+            return Err(Error::invalid("disk", self.index.to_string(), "its number is too high"));
+        }
         if self.on_read_error == OnIoError::StopIfFull {
             return Err(Error::invalid("on_read_error", "enospc", "only a write can run out of space"));
         }
@@ -132,7 +140,7 @@ impl Disk {
         }
         let id = self.id();
         let device = match self.bus {
-            DiskBus::Virtio => super::pci("virtio-blk-pci", &id, bus, slot),
+            DiskBus::Virtio => pci("virtio-blk-pci", &id, machine, SLOT_DISK + self.index),
             DiskBus::Scsi => Properties::new()
                 .with("driver", "scsi-hd")
                 .with("id", id.as_str())

@@ -12,6 +12,9 @@
 //! | 0x04 | virtio-balloon | 0x10 + n | disk n (12) |
 //! | 0x05 | virtio-scsi | | |
 //!
+//! All of these are on the machine's own bus. On a pc machine they can be plugged and unplugged while it runs;
+//! QEMU's q35 machine can do that only with what is on the virtio-scsi controller.
+//!
 //! Descriptors are named by the numbers under which QEMU inherits them; who starts QEMU sees to that.
 
 mod disk;
@@ -330,11 +333,11 @@ impl CommandLine {
         all_different("disk", self.disks.iter().map(|disk| disk.index), DISKS)?;
         all_different("CD-ROM drive", self.cdroms.iter().map(|cdrom| cdrom.index), 2)?;
         if self.disks.iter().any(|disk| disk.bus == DiskBus::Scsi) {
-            line.option("-device", pci("virtio-scsi-pci", "scsi0", self.bus(), SLOT_SCSI).to_json());
+            line.option("-device", pci("virtio-scsi-pci", "scsi0", &self.machine, SLOT_SCSI).to_json());
         }
         for disk in &self.disks {
             line.image(&disk.image, disk.fdset(), disk.nodes()?)?;
-            line.option("-device", disk.device(self.bus(), SLOT_DISK + disk.index)?.to_json());
+            line.option("-device", disk.device(&self.machine)?.to_json());
         }
         for cdrom in &self.cdroms {
             if let Some(source) = &cdrom.image {
@@ -349,8 +352,10 @@ impl CommandLine {
     fn push_nics(&self, line: &mut Line) -> Result<(), Error> {
         all_different("NIC", self.nics.iter().map(|nic| nic.index), NICS)?;
         for nic in &self.nics {
-            line.option("-netdev", nic.netdev()?);
-            line.option("-device", nic.device(self.bus(), SLOT_NIC + nic.index)?.to_json());
+            let tap = descriptor("tap", nic.tap)?.to_string();
+            let vhost = nic.vhost.map(|fd| descriptor("vhost-net", fd)).transpose()?.map(|fd| fd.to_string());
+            line.option("-netdev", nic.netdev(&tap, vhost.as_deref()).to_json());
+            line.option("-device", nic.device(&self.machine)?.to_json());
         }
         Ok(())
     }
@@ -359,8 +364,10 @@ impl CommandLine {
         line.option("-display", "none");
         match self.vga {
             Vga::None => {}
-            Vga::Std => line.option("-device", pci("VGA", "vga0", self.bus(), SLOT_VGA).to_json()),
-            Vga::Virtio => line.option("-device", pci("virtio-vga", "vga0", self.bus(), SLOT_VGA).to_json()),
+            Vga::Std => line.option("-device", pci("VGA", "vga0", &self.machine, SLOT_VGA).to_json()),
+            Vga::Virtio => {
+                line.option("-device", pci("virtio-vga", "vga0", &self.machine, SLOT_VGA).to_json())
+            }
         }
         if let Some(socket) = &self.vnc_socket {
             if self.vga == Vga::None {
@@ -374,7 +381,7 @@ impl CommandLine {
             vnc.push(doubled(absolute("VNC socket", socket)?));
             line.option("-vnc", vnc);
             // Without a tablet the pointer in a VNC viewer is never where the guest's is.
-            line.option("-device", pci("qemu-xhci", "usb0", self.bus(), SLOT_USB).to_json());
+            line.option("-device", pci("qemu-xhci", "usb0", &self.machine, SLOT_USB).to_json());
             let tablet = Properties::new()
                 .with("driver", "usb-tablet")
                 .with("id", "tablet0")
@@ -388,18 +395,16 @@ impl CommandLine {
                 .with("id", "rng0-source")
                 .with("filename", "/dev/urandom");
             line.option("-object", source.to_json());
-            let device = pci("virtio-rng-pci", "rng0", self.bus(), SLOT_RNG).with("rng", "rng0-source");
+            let device = pci("virtio-rng-pci", "rng0", &self.machine, SLOT_RNG).with("rng", "rng0-source");
             line.option("-device", device.to_json());
         }
         if self.balloon {
-            line.option("-device", pci("virtio-balloon-pci", "balloon0", self.bus(), SLOT_BALLOON).to_json());
+            line.option(
+                "-device",
+                pci("virtio-balloon-pci", "balloon0", &self.machine, SLOT_BALLOON).to_json(),
+            );
         }
         Ok(())
-    }
-
-    /// The PCI bus that the machine has by itself.
-    fn bus(&self) -> &'static str {
-        if self.machine.starts_with("pc-q35-") { "pcie.0" } else { "pci.0" }
     }
 }
 
@@ -440,12 +445,12 @@ impl Line {
     }
 }
 
-/// A PCI device in its place.
-fn pci(driver: &str, id: &str, bus: &str, slot: u8) -> Properties {
+/// A PCI device in its place on the bus that the machine has by itself.
+fn pci(driver: &str, id: &str, machine: &str, slot: u8) -> Properties {
     Properties::new()
         .with("driver", driver)
         .with("id", id)
-        .with("bus", bus)
+        .with("bus", if machine.starts_with("pc-q35-") { "pcie.0" } else { "pci.0" })
         .with("addr", format!("{slot:#04x}"))
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::RawFd;
 
-use super::{Properties, pci};
+use super::{Properties, SLOT_NIC, pci};
 use crate::Error;
 
 /// What the guest sees.
@@ -48,18 +48,25 @@ impl Nic {
         format!("net{}", self.index)
     }
 
-    pub(super) fn netdev(&self) -> Result<String, Error> {
-        let mut netdev = format!("tap,id={},fd={}", self.netdev_id(), super::descriptor("tap", self.tap)?);
-        match self.vhost {
-            Some(vhost) => {
-                netdev += &format!(",vhost=on,vhostfd={}", super::descriptor("vhost-net", vhost)?);
-            }
-            None => netdev += ",vhost=off",
-        }
-        Ok(netdev)
+    /// Its netdev, whose descriptors QEMU knows by these names: numbers that it inherited, or names given by
+    /// [`Qmp::getfd`](crate::Qmp::getfd) for `netdev_add`.
+    pub fn netdev(&self, tap: &str, vhost: Option<&str>) -> Properties {
+        Properties::new()
+            .with("type", "tap")
+            .with("id", self.netdev_id())
+            .with("fd", tap)
+            .with("vhost", vhost.is_some())
+            .with_some("vhostfd", vhost)
     }
 
-    pub(super) fn device(&self, bus: &str, slot: u8) -> Result<Properties, Error> {
+    /// Its device, for the command line and for `device_add` (which a q35 machine refuses, see [`super`]).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn device(&self, machine: &str) -> Result<Properties, Error> {
+        if self.index >= NICS {
+            return Err(Error::invalid("NIC", self.index.to_string(), "its number is too high"));
+        }
         let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
         if self.mac[0] & 1 == 1 || self.mac == [0; 6] {
             return Err(Error::invalid(
@@ -75,7 +82,7 @@ impl Nic {
             NicModel::Virtio => "virtio-net-pci",
             NicModel::E1000e => "e1000e",
         };
-        Ok(pci(driver, &self.id(), bus, slot)
+        Ok(pci(driver, &self.id(), machine, SLOT_NIC + self.index)
             .with("netdev", self.netdev_id())
             .with("mac", mac)
             .with("romfile", "")

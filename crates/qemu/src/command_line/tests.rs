@@ -210,9 +210,9 @@ fn a_vm_with_everything() {
 -blockdev {"driver":"raw","node-name":"cdrom0","file":"cdrom0-file","read-only":true,"discard":"ignore","cache":{"direct":false,"no-flush":false}}
 -device {"driver":"ide-cd","id":"cdrom0","bus":"ide.0","drive":"cdrom0","bootindex":2}
 -device {"driver":"ide-cd","id":"cdrom1","bus":"ide.1"}
--netdev tap,id=net0,fd=30,vhost=on,vhostfd=31
+-netdev {"type":"tap","id":"net0","fd":"30","vhost":true,"vhostfd":"31"}
 -device {"driver":"virtio-net-pci","id":"nic0","bus":"pci.0","addr":"0x08","netdev":"net0","mac":"52:54:00:12:34:56","romfile":"","host_mtu":1450}
--netdev tap,id=net5,fd=32,vhost=off
+-netdev {"type":"tap","id":"net5","fd":"32","vhost":false}
 -device {"driver":"e1000e","id":"nic5","bus":"pci.0","addr":"0x0d","netdev":"net5","mac":"52:54:00:12:34:56","romfile":"","bootindex":3}
 -display none
 -device {"driver":"VGA","id":"vga0","bus":"pci.0","addr":"0x02"}
