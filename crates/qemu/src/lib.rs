@@ -18,6 +18,7 @@ mod identity;
 mod open_enum;
 mod protocol;
 mod schema;
+mod socket;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

@@ -7,15 +7,17 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use super::{Properties, SLOT_DISK, absolute, pci, utf8};
+use super::Properties;
+use super::arguments::{SLOT_DISK, absolute, pci, utf8};
 use crate::Error;
 
 /// Where an image is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileSource {
     /// The descriptor that QEMU inherits under this number, opened as the image is used: for reading and
-    /// writing or for reading only, with or without `O_DIRECT`. Image locks stay until the last duplicate of a descriptor is closed, so it
-    /// is opened anew for each QEMU, and one's own copy is closed once QEMU has started.
+    /// writing or for reading only, with or without `O_DIRECT`. Image locks stay until the last duplicate of a
+    /// descriptor is closed, so it is opened anew for each QEMU, and one's own copy is closed once QEMU has
+    /// started.
     Descriptor(RawFd),
     /// An absolute path that QEMU opens itself.
     Path(PathBuf),

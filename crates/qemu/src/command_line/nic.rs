@@ -2,7 +2,8 @@
 
 use std::os::fd::RawFd;
 
-use super::{Properties, SLOT_NIC, pci};
+use super::Properties;
+use super::arguments::{SLOT_NIC, pci};
 use crate::Error;
 
 /// What the guest sees.

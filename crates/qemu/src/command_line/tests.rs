@@ -1,4 +1,7 @@
+use std::os::unix::ffi::OsStrExt;
+
 use super::*;
+use crate::Error;
 
 fn minimal() -> CommandLine {
     CommandLine {
