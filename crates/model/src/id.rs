@@ -93,6 +93,12 @@ uuid_id!(
     NetworkId, "network id"
 );
 
+uuid_id!(
+    /// An agent's journal. Another one under the same host identity means that the journal was lost; orders are
+    /// meant for one journal only, so that a late one cannot reach an agent that has forgotten what came after it.
+    JournalId, "journal id"
+);
+
 /// The number under which a host has the right to run a VM. The server never gives one twice; a higher one
 /// fences all lower ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

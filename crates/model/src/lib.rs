@@ -14,7 +14,7 @@ pub mod units;
 pub use failure::{Failure, FailureKind, Outcome};
 pub use host::{Capacity, HostFacts, PowerState};
 pub use id::{
-    BootId, DatastoreId, Epoch, HostId, Incarnation, Mac, MigrationId, Name, NetworkId, TaskId, VmId,
+    BootId, DatastoreId, Epoch, HostId, Incarnation, JournalId, Mac, MigrationId, Name, NetworkId, TaskId, VmId,
 };
 pub use migration::{Fact, MigrationKind, Phase, Progress, Report, Stream};
 pub use spec::{DiskFormat, VmSpec};
