@@ -1,9 +1,9 @@
 //! The command line of a new QEMU: a pure function from a [`CommandLine`] to arguments.
 //!
 //! No shell reads it. What a user has chosen travels as JSON, or with its commas doubled, or in an argument of
-//! its own; what QEMU cannot take is [`Error::Invalid`](crate::Error::Invalid). Nothing is left to QEMU's defaults (`-nodefaults`),
-//! and every device has an id and a PCI address by its own number, so that the same VM looks the same to its
-//! guest on every host, and after devices have come and gone.
+//! its own; what QEMU cannot take is [`Error::Invalid`](crate::Error::Invalid). Nothing is left to QEMU's
+//! defaults (`-nodefaults`), and every device has an id and a PCI address by its own number, so that the same VM
+//! looks the same to its guest on every host, and after devices have come and gone.
 //!
 //! | slot | device | slot | device |
 //! |---|---|---|---|
