@@ -113,9 +113,8 @@ impl Relay<'_> {
         if peer.intersects(broken) && !read_peer {
             return Err(self.peer.socket_error());
         }
-        if peer.intersects(broken | PollFlags::IN) && read_peer && self.peer.fill()? {
-            self.write_local()?;
-        } else if local.intersects(broken | PollFlags::OUT) {
+        let received = read_peer && peer.intersects(broken | PollFlags::IN) && self.peer.fill()?;
+        if received || local.intersects(broken | PollFlags::OUT) {
             self.write_local()?;
         }
         if local.intersects(broken | PollFlags::IN) && read_local {

@@ -1,5 +1,7 @@
 //! Two relays over loopback, with stand-ins for the two QEMUs on Unix sockets.
 
+#![allow(clippy::unwrap_used, reason = "a helper that panics fails its test")]
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -189,6 +191,29 @@ fn a_hello_of_another_migration_is_refused_with_the_reason() {
         let error = dialer.connect(0).unwrap_err();
         assert!(matches!(error, Error::Refused(Answer::OtherMigration)), "{error}");
     });
+}
+
+#[test]
+fn another_certificate_is_refused_and_both_ends_know_why() {
+    let [source, destination, other] = [(); 3].map(|()| Credential::generate().unwrap());
+    let options = TcpOptions::default();
+    for (pinned_by_source, pinned_by_destination) in [(&other, &source), (&destination, &other)] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = vec![listener.local_addr().unwrap()];
+        let dialer =
+            Dialer::new(&source, pinned_by_source.fingerprint(), MIGRATION, addresses, options.clone())
+                .unwrap();
+        let acceptor =
+            Acceptor::new(&destination, pinned_by_destination.fingerprint(), MIGRATION, options.clone())
+                .unwrap();
+        thread::scope(|scope| {
+            let accepting = scope.spawn(|| acceptor.accept(listener.accept().unwrap().0).err().unwrap());
+            let error = dialer.connect(0).unwrap_err();
+            assert!(matches!(error, Error::Tls { .. }), "{error}");
+            let error = accepting.join().unwrap();
+            assert!(matches!(error, Error::Tls { .. }), "{error}");
+        });
+    }
 }
 
 #[test]
