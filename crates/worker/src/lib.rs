@@ -110,3 +110,35 @@ fn inherited(number: u64) -> Result<OwnedFd, Error> {
     // number once, as the two differ, and is called before anything else opens or adopts descriptors.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(arguments: &str) -> String {
+        match main(arguments.split_whitespace().map(OsString::from)) {
+            Err(Error::Usage(reason)) => reason,
+            other => panic!("{arguments:?} was taken: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn arguments_that_no_agent_gives_are_refused_with_the_reason() {
+        assert!(usage("").contains("--control-fd"));
+        assert!(usage("--control-fd 3").contains("--listen-fd"));
+        assert!(usage("--control-fd 3 --listen-fd 3").contains("differ"));
+        assert!(usage("--control-fd").contains("number"));
+        assert!(usage("--control-fd three --listen-fd 4").contains("number"));
+        assert!(usage("--colour 1").contains("--colour"));
+        assert!(usage("--control-fd 2 --listen-fd 4").contains('2'));
+        assert!(usage("--control-fd 900001 --listen-fd 900002").contains("not open"));
+        assert!(usage("--control-fd 99999999999 --listen-fd 4").contains("99999999999"));
+    }
+
+    #[test]
+    fn a_descriptor_that_does_not_listen_is_refused() {
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let error = run(Descriptors { control: file(), listen: file() }, Limits::default()).unwrap_err();
+        assert!(matches!(error, Error::Descriptor(..)), "{error}");
+    }
+}

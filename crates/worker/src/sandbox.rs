@@ -65,11 +65,15 @@ pub enum Landlock {
     None,
 }
 
-/// Gives up everything that `policy` does not name, for all threads and for good.
+/// Gives up everything that `policy` does not name, for good. Call this while the process has one thread:
+/// capabilities are given up by the calling thread and by those that it starts later, the rest by all.
 ///
 /// # Errors
 /// [`Error::Sandbox`] if a part fails that must hold. What was given up until then stays given up.
 pub fn enter(policy: &Policy, memory_bytes: u64) -> Result<Sandbox, Error> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
+        tracing::warn!("other threads are running and keep their capabilities");
+    }
     limit_resources(memory_bytes)?;
     rustix::thread::set_no_new_privs(true).map_err(failed("set no_new_privs"))?;
     let landlock = restrict_files_and_ports(policy).map_err(|error| sandbox("apply Landlock", &error))?;

@@ -193,6 +193,30 @@ fn orders_are_taken_once_and_may_be_repeated() {
 }
 
 #[test]
+fn every_thread_of_a_worker_that_serves_has_given_up_its_rights() {
+    let mut pair = pair();
+    let incoming = UnixListener::bind(&pair.destination_socket).unwrap();
+    let _channel = open(&pair, &incoming);
+    for worker in [&mut pair.source, &mut pair.destination] {
+        assert!(worker.status().sandbox.is_some());
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", worker.pid())).unwrap();
+        let mut threads = 0;
+        // The process's first thread is the test harness's, which only waits; `limosa worker` has no such thread.
+        let harness = worker.pid().to_string();
+        for task in tasks.map(Result::unwrap).filter(|task| *task.file_name() != *harness) {
+            let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+            for line in
+                ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"]
+            {
+                assert!(status.contains(line), "no {line:?} in {status}");
+            }
+            threads += 1;
+        }
+        assert!(threads >= 2, "a channel has a thread of its own");
+    }
+}
+
+#[test]
 fn what_is_no_request_is_refused_and_an_endless_line_ends_the_connection() {
     let directory = tempfile::tempdir().unwrap();
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -89,6 +89,10 @@ impl Worker {
         asked.find(wanted).expect("the wanted status never came")
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
