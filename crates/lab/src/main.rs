@@ -1,0 +1,198 @@
+//! `limosa-lab`: hosts as network namespaces, from the command line.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use limosa_lab::emulator::{self, Loss};
+
+use limosa_lab::{Assets, Config, GuestConfig, GuestConnection, Lab, LabName, Network, Room, Shape, guest};
+use limosa_model::{Bandwidth, Millis};
+
+/// Hosts as network namespaces, with links that can be slowed, delayed, made lossy and cut. Takes root.
+#[derive(Parser)]
+#[command(name = "limosa-lab", version)]
+struct Arguments {
+    /// The lab's name: several stand side by side under different names.
+    #[arg(long, global = true, default_value_t, env = "LIMOSA_LAB_NAME")]
+    name: LabName,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Bring the lab up; what is left of an earlier one of that name is taken away first.
+    Up {
+        /// How many hosts it has.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
+        hosts: u8,
+    },
+    /// Take the lab away, whole or in pieces: its processes, namespaces and files.
+    Down,
+    /// Show the lab's rooms, addresses, processes and link emulators.
+    Status,
+    /// Run a command in a room (h1, h2, …, server, client, switch).
+    Exec {
+        /// The room.
+        room: Room,
+        /// The command and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Pull a room's cable out of a network.
+    Partition(Link),
+    /// Put it back.
+    Heal(Link),
+    /// Limit a link's rate, delay it, lose frames; both directions alike.
+    Shape {
+        #[command(flatten)]
+        link: Link,
+        /// The most that it carries each way, such as 200Mbit.
+        #[arg(long)]
+        rate: Option<Bandwidth>,
+        /// One way, such as 75ms: the round trip grows by twice that.
+        #[arg(long, default_value = "0ms")]
+        delay: Millis,
+        /// Up to how much more delay, at random.
+        #[arg(long, default_value = "0ms")]
+        jitter: Millis,
+        /// The share of frames that are lost, such as 0.1%.
+        #[arg(long, default_value = "0%")]
+        loss: Loss,
+        /// Lose everything, while both ends see the link up.
+        #[arg(long)]
+        cut: bool,
+    },
+    /// Make a link plain again.
+    Unshape(Link),
+    /// Start the page-stamping guest on a host with plain QEMU and wait until it answers.
+    BootGuest {
+        /// The host.
+        #[arg(default_value = "h1")]
+        host: Room,
+        /// What the guest is called.
+        #[arg(long, default_value = "guest")]
+        guest: String,
+        /// Its address on the guest network.
+        #[arg(long, default_value = "10.77.0.50")]
+        address: Ipv4Addr,
+        /// Its RAM.
+        #[arg(long, default_value_t = 256)]
+        memory_mib: u32,
+        /// How much of that it stamps.
+        #[arg(long, default_value_t = 128)]
+        fill_mib: u32,
+        /// How fast it rewrites that.
+        #[arg(long, default_value_t = 8)]
+        dirty_mib_s: u32,
+        /// A raw image that it stamps too; what is in it is overwritten.
+        #[arg(long)]
+        disk: Option<PathBuf>,
+    },
+    /// Be the link emulator between two taps; the lab starts this itself.
+    #[command(hide = true)]
+    Emulate {
+        /// The tap towards the room.
+        inner: String,
+        /// The tap towards the network.
+        outer: String,
+    },
+}
+
+/// A room's link to a network.
+#[derive(Args)]
+struct Link {
+    /// The room: h1, h2, …, server, client.
+    room: Room,
+    /// mgmt, migration or guest.
+    #[arg(long, default_value = "migration")]
+    network: Network,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { name, action } = Arguments::parse();
+    let state_root = limosa_lab::default_state_root();
+    let open = || Lab::open(&name, &state_root);
+    match action {
+        Action::Up { hosts } => {
+            let lab = Lab::up(&Config { name: name.clone(), hosts, state_root })?;
+            show(&lab)?;
+        }
+        Action::Down => Lab::remove(&name, &state_root)?,
+        Action::Status => show(&open()?)?,
+        Action::Exec { room, command } => return exec(&open()?, room, &command),
+        Action::Partition(link) => open()?.partition(link.room, link.network)?,
+        Action::Heal(link) => open()?.heal(link.room, link.network)?,
+        Action::Shape { link, rate, delay, jitter, loss, cut } => {
+            open()?.shape(link.room, link.network, &Shape { rate, delay, jitter, loss, cut })?;
+        }
+        Action::Unshape(link) => open()?.unshape(link.room, link.network)?,
+        Action::BootGuest { host, guest, address, memory_mib, fill_mib, dirty_mib_s, disk } => {
+            let base = GuestConfig::new(&guest, host);
+            let config = GuestConfig { memory_mib, fill_mib, dirty_mib_s, address, disk, ..base };
+            boot(&open()?, &config)?;
+        }
+        Action::Emulate { inner, outer } => emulator::run(&inner, &outer)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(lab: &Lab) -> anyhow::Result<()> {
+    println!("lab {}, files in {}", lab.name(), lab.directory().display());
+    for room in lab.rooms() {
+        let networks = Network::ALL.into_iter().filter(|network| network.reaches(room));
+        let links = networks.map(|network| match network.address(room) {
+            Some(address) => format!("{network} {address}"),
+            None => network.to_string(),
+        });
+        println!("  {room:<7} {:<36} {}", lab.namespace(room)?.name(), links.collect::<Vec<_>>().join(", "));
+    }
+    for process in lab.processes()? {
+        let record = process.record();
+        println!(
+            "  process {} in {}: {}, log {}",
+            record.pid,
+            record.room,
+            record.label,
+            record.log.display()
+        );
+    }
+    for room in lab.rooms() {
+        for network in Network::ALL {
+            if let Some(counters) = lab.emulator_counters(room, network)? {
+                let (passed, lost, overflowed) = (counters.passed, counters.lost, counters.overflowed);
+                println!(
+                    "  link {room} {network}: {passed} frames passed, {lost} lost, {overflowed} beyond the queue"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Becomes the command, in the room.
+fn exec(lab: &Lab, room: Room, command: &[OsString]) -> anyhow::Result<ExitCode> {
+    let Some((program, arguments)) = command.split_first() else { bail!("no command was given") };
+    lab.namespace(room)?.enter_process()?;
+    let error = Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("run {} in {room}", program.to_string_lossy()))
+}
+
+fn boot(lab: &Lab, config: &GuestConfig) -> anyhow::Result<()> {
+    const BOOT_LIMIT: Duration = Duration::from_secs(120);
+    let assets = Assets::prepare()?;
+    let start = Instant::now();
+    let booted = guest::boot(lab, &assets, config)?;
+    let status =
+        GuestConnection::wait(&lab.namespace(Room::Client)?, config.address, BOOT_LIMIT)?.status()?;
+    println!("{} answers at {} after {:.1} s", config.name, config.address, start.elapsed().as_secs_f64());
+    println!("  boot id {}, QEMU is pid {}", status.boot_id, booted.process.pid());
+    println!("  QMP {}, console {}", booted.qmp.display(), booted.console.display());
+    Ok(())
+}
