@@ -30,7 +30,7 @@
 //! ```
 //!
 //! TCP that ends without `close_notify` is a loss, never an end: it is reported as [`Error::Lost`], and the
-//! local socket is closed without more.
+//! local socket is closed once QEMU has taken what came before.
 //!
 //! | limit | value |
 //! |---|---|

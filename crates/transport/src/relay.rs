@@ -12,12 +12,13 @@
 //!
 //! Ends are passed on as they are: an end of file from QEMU becomes `close_notify`, and `close_notify` becomes a
 //! `shutdown` of QEMU's socket for writing, each after the last byte. A loss is passed on as one: the other
-//! socket is closed at once.
+//! socket is closed, at once or, as TCP itself would do it, when QEMU has taken what came before the loss.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -26,6 +27,9 @@ use crate::{Error, Side};
 
 /// Reads shorter than this are not worth a record: wait until more fits.
 const LEAST_READ: usize = 16 * 1024;
+
+/// How long QEMU may take nothing of what came before a loss.
+const REST_LIMIT: Duration = Duration::from_secs(5);
 
 /// How much has passed, in the bytes that QEMU sees. Shared by the channels of a migration; only ever grows.
 #[derive(Debug, Default)]
@@ -57,8 +61,8 @@ pub fn relay(local: UnixStream, peer: Connection, count: &Count) -> Result<(), E
         Relay { local, peer, count, plain: vec![0; CHUNK], local_ended: false, local_told: false };
     let result = relay.run();
     if let Err(Error::Lost { side: Side::Peer, .. }) = &result {
-        // What came before the loss is QEMU's all the same, if it takes it now.
-        let _ = relay.write_local();
+        // The loss is what counts, whether QEMU takes the rest or not.
+        let _ = relay.deliver();
     }
     result
 }
@@ -111,7 +115,12 @@ impl Relay<'_> {
         let broken = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
 
         if peer.intersects(broken) && !read_peer {
-            return Err(self.peer.socket_error());
+            // More may have come before the loss than there was room for.
+            self.deliver()?;
+            if self.peer.session.peer_closed || !self.peer.has_room_to_receive() {
+                return Err(self.peer.socket_error());
+            }
+            return Ok(());
         }
         let received = read_peer && peer.intersects(broken | PollFlags::IN) && self.peer.fill()?;
         if received || local.intersects(broken | PollFlags::OUT) {
@@ -142,6 +151,17 @@ impl Relay<'_> {
         }
     }
 
+    /// Gives QEMU what has been received, and waits for it while it takes some of it every [`REST_LIMIT`].
+    fn deliver(&mut self) -> Result<(), Error> {
+        let set_up = Error::io("set up QEMU's socket");
+        self.local
+            .set_write_timeout(Some(REST_LIMIT))
+            .and(self.local.set_nonblocking(false))
+            .map_err(set_up)?;
+        self.write_local()?;
+        self.local.set_nonblocking(true).map_err(Error::io("set up QEMU's socket"))
+    }
+
     /// Gives QEMU what has been received, as far as it takes it.
     fn write_local(&mut self) -> Result<(), Error> {
         let received = &mut self.peer.session.received;
@@ -164,4 +184,52 @@ fn events(read: bool, write: bool) -> PollFlags {
     events.set(PollFlags::IN, read);
     events.set(PollFlags::OUT, write);
     events
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::{Acceptor, Credential, Dialer, TcpOptions};
+
+    /// Both ends of one connection.
+    fn connections() -> (Connection, Connection) {
+        let [source, destination] = [(); 2].map(|()| Credential::generate().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (addresses, options) = (vec![listener.local_addr().unwrap()], TcpOptions::default());
+        let dialer =
+            Dialer::new(&source, destination.fingerprint(), [7; 16], addresses, options.clone()).unwrap();
+        let acceptor = Acceptor::new(&destination, source.fingerprint(), [7; 16], options).unwrap();
+        thread::scope(|scope| {
+            let accepting =
+                scope.spawn(|| acceptor.accept(listener.accept().unwrap().0).unwrap().accept().unwrap());
+            (dialer.connect(0).unwrap(), accepting.join().unwrap())
+        })
+    }
+
+    #[test]
+    fn what_came_before_a_loss_reaches_a_slow_qemu() {
+        let (mut source, destination) = connections();
+        let (mut qemu, local) = UnixStream::pair().unwrap();
+        let sent: Vec<u8> = (0..400_000_u32).map(|number| (number % 251) as u8).collect();
+        thread::scope(|scope| {
+            let relaying = scope.spawn(|| relay(local, destination, &Count::default()));
+            let mut rest = sent.as_slice();
+            while !rest.is_empty() || !source.session.outgoing.is_empty() {
+                let count = rest.len().min(source.room_to_send());
+                source.advance(&rest[..count]).unwrap();
+                rest = &rest[count..];
+                poll(&mut [PollFd::new(&source, PollFlags::OUT)], None).unwrap();
+                source.flush().unwrap();
+            }
+            drop(source);
+            let mut received = Vec::new();
+            qemu.read_to_end(&mut received).unwrap();
+            assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
+            let error = relaying.join().unwrap().unwrap_err();
+            assert!(matches!(error, Error::Lost { side: Side::Peer, .. }), "{error}");
+        });
+    }
 }
