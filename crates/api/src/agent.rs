@@ -187,7 +187,7 @@ pub struct VmStatus {
 }
 
 /// How a migration should go. Every limit has a default that suits most.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MigrationOptions {
     /// What carries the memory.
