@@ -1,1 +1,124 @@
 //! Whether a migration converges, by what was measured, and what to do about one that does not.
+//!
+//! The ladder, in order, as far as the user's options allow: let QEMU slow the guest down → give up early, with the
+//! numbers. (Compressing harder and sending deltas come before, post-copy after, once the engine has them.)
+
+use limosa_model::{Bandwidth, ByteSize, Millis};
+
+/// What was measured over one pass over the dirty pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass {
+    /// What was left to send at its end.
+    pub remaining: ByteSize,
+    /// How fast memory was sent.
+    pub rate: Bandwidth,
+    /// How fast the guest dirtied memory.
+    pub dirty_rate: Bandwidth,
+    /// How far QEMU slows the guest down already, 0 to 99 percent.
+    pub throttle_percent: u8,
+}
+
+/// What to do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advice {
+    /// It converges, or it is too early to tell.
+    GoOn,
+    /// Let QEMU slow the guest down.
+    Throttle,
+    /// It will not converge within the limits: give up, with these numbers.
+    GiveUp {
+        /// How long the guest would stand still if it were switched over with what is left.
+        downtime_ms: Millis,
+    },
+}
+
+/// What the user allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed {
+    /// How long the guest may stand still.
+    pub downtime_limit_ms: Millis,
+    /// Whether the guest may be slowed down.
+    pub throttle: bool,
+}
+
+/// Passes that must fail in a row before anything is concluded from them: one can be an accident.
+pub const PASSES: usize = 3;
+
+/// The highest that QEMU throttles, in percent.
+pub const THROTTLE_MAX_PERCENT: u8 = 99;
+
+/// How long it takes to send this much at this rate. `None` at a standstill.
+pub fn time_to_send(what: ByteSize, rate: Bandwidth) -> Option<Millis> {
+    let bytes_per_second = rate.as_bytes_per_second();
+    (bytes_per_second > 0)
+        .then(|| Millis::new((u128::from(what.as_bytes()) * 1000 / u128::from(bytes_per_second)) as u64))
+}
+
+/// What to do after these passes, the latest last.
+pub fn advise(passes: &[Pass], allowed: Allowed) -> Advice {
+    let Some(latest) = passes.last_chunk::<PASSES>() else { return Advice::GoOn };
+    let fails = |pass: &Pass| {
+        pass.dirty_rate >= pass.rate
+            && time_to_send(pass.remaining, pass.rate).is_none_or(|time| time > allowed.downtime_limit_ms)
+    };
+    if !latest.iter().all(fails) {
+        return Advice::GoOn;
+    }
+    let last = latest[PASSES - 1];
+    if allowed.throttle && last.throttle_percent == 0 {
+        return Advice::Throttle;
+    }
+    if allowed.throttle && last.throttle_percent < THROTTLE_MAX_PERCENT {
+        return Advice::GoOn;
+    }
+    Advice::GiveUp { downtime_ms: time_to_send(last.remaining, last.rate).unwrap_or(Millis::new(u64::MAX)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOWED: Allowed = Allowed { downtime_limit_ms: Millis::new(300), throttle: true };
+
+    fn pass(remaining_mib: u64, rate_mbit: u64, dirty_mbit: u64, throttle_percent: u8) -> Pass {
+        let mbit = |n: u64| Bandwidth::bits_per_second(n * 1_000_000);
+        Pass {
+            remaining: ByteSize::mib(remaining_mib),
+            rate: mbit(rate_mbit),
+            dirty_rate: mbit(dirty_mbit),
+            throttle_percent,
+        }
+    }
+
+    #[test]
+    fn a_guest_that_dirties_less_than_the_link_carries_is_left_alone() {
+        assert_eq!(advise(&[pass(900, 1000, 400, 0); 9], ALLOWED), Advice::GoOn);
+    }
+
+    #[test]
+    fn one_bad_pass_proves_nothing() {
+        let passes = [pass(900, 1000, 2000, 0), pass(100, 1000, 200, 0), pass(900, 1000, 2000, 0)];
+        assert_eq!(advise(&passes, ALLOWED), Advice::GoOn);
+        assert_eq!(advise(&[], ALLOWED), Advice::GoOn);
+    }
+
+    #[test]
+    fn what_fits_the_downtime_limit_is_no_trouble_however_dirty() {
+        assert_eq!(advise(&[pass(10, 1000, 2000, 0); 3], ALLOWED), Advice::GoOn);
+    }
+
+    #[test]
+    fn the_ladder_is_climbed_in_order_and_ends_with_the_numbers() {
+        assert_eq!(advise(&[pass(900, 1000, 2000, 0); 3], ALLOWED), Advice::Throttle);
+        assert_eq!(advise(&[pass(900, 1000, 2000, 40); 3], ALLOWED), Advice::GoOn);
+        let given_up = Advice::GiveUp { downtime_ms: Millis::new(7549) };
+        assert_eq!(advise(&[pass(900, 1000, 2000, 99); 3], ALLOWED), given_up);
+        let unthrottled = Allowed { throttle: false, ..ALLOWED };
+        assert_eq!(advise(&[pass(900, 1000, 2000, 0); 3], unthrottled), given_up);
+    }
+
+    #[test]
+    fn a_standstill_never_ends() {
+        assert_eq!(time_to_send(ByteSize::mib(1), Bandwidth::bits_per_second(7)), None);
+    }
+}

@@ -85,8 +85,11 @@ pub enum Refusal {
 }
 
 /// The first epoch of a server's incarnation: higher than all that earlier ones can have given.
+///
+/// Incarnations are seconds since 1970, so a million epochs for a VM in each of them stay below 2^53, which
+/// every reader of JSON takes exactly.
 pub fn first_epoch(incarnation: Incarnation) -> Epoch {
-    Epoch(incarnation.0 << 32)
+    Epoch(incarnation.0 << 20)
 }
 
 impl Custody {

@@ -15,10 +15,10 @@
 //! `Refused` is written after QEMU is dead, never before: it lets the source resume. `Running` is written
 //! before the guest's first instruction, never after: from then on there is no way back to the old image.
 
-use limosa_model::Fact;
+use limosa_model::{Fact, Machine, Step};
 use serde::{Deserialize, Serialize};
 
-use crate::ticket::{Step, Ticket, Told};
+use crate::ticket::{Ticket, Told};
 
 /// The destination's part of one migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -132,6 +132,24 @@ pub enum Effect {
     Ask,
 }
 
+impl Machine for Destination {
+    type Event = Event;
+    type Effect = Effect;
+
+    fn step(&self, event: Event) -> Step<Self, Effect> {
+        let next = self.next(event).unwrap_or(self.state);
+        let machine = Self { state: next, ..*self };
+        let changed = next != self.state;
+        let effects = match event {
+            Event::Restarted(_) | Event::Tick => machine.duties(event),
+            _ if changed => machine.duties(event),
+            _ => Vec::new(),
+        };
+        let decisive = changed && machine.fact().is_some() && !matches!(self.state, State::Running { .. });
+        Step { next: machine, decisive, effects }
+    }
+}
+
 impl Destination {
     /// A migration as it begins.
     pub fn reserving(ticket: Ticket) -> Self {
@@ -195,20 +213,6 @@ impl Destination {
                 None
             }
         }
-    }
-
-    /// What happens next.
-    pub fn step(&self, event: Event) -> Step<Self, Effect> {
-        let next = self.next(event).unwrap_or(self.state);
-        let machine = Self { state: next, ..*self };
-        let changed = next != self.state;
-        let effects = match event {
-            Event::Restarted(_) | Event::Tick => machine.duties(event),
-            _ if changed => machine.duties(event),
-            _ => Vec::new(),
-        };
-        let decisive = changed && machine.fact().is_some() && !matches!(self.state, State::Running { .. });
-        Step { next: machine, decisive, effects }
     }
 
     fn next(&self, event: Event) -> Option<State> {

@@ -16,10 +16,10 @@
 //! `HandedOver` is the point of no return: no event that this host can bring about by itself leads back from
 //! it, only the destination's word that it will never run the VM.
 
-use limosa_model::Fact;
+use limosa_model::{Fact, Machine, Step};
 use serde::{Deserialize, Serialize};
 
-use crate::ticket::{Step, Ticket, Told};
+use crate::ticket::{Ticket, Told};
 
 /// The source's part of one migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -130,6 +130,24 @@ pub enum Effect {
     AskToRefuse,
 }
 
+impl Machine for Source {
+    type Event = Event;
+    type Effect = Effect;
+
+    fn step(&self, event: Event) -> Step<Self, Effect> {
+        let next = self.next(event).unwrap_or(self.state);
+        let machine = Self { state: next, ..*self };
+        let changed = next != self.state;
+        let effects = match event {
+            Event::Restarted(_) | Event::Tick => machine.duties(event),
+            _ if changed => machine.duties(event),
+            _ => Vec::new(),
+        };
+        let decisive = changed && machine.fact().is_some();
+        Step { next: machine, decisive, effects }
+    }
+}
+
 impl Source {
     /// A migration as it begins.
     pub fn planned(ticket: Ticket) -> Self {
@@ -204,20 +222,6 @@ impl Source {
                 _,
             ) => None,
         }
-    }
-
-    /// What happens next.
-    pub fn step(&self, event: Event) -> Step<Self, Effect> {
-        let next = self.next(event).unwrap_or(self.state);
-        let machine = Self { state: next, ..*self };
-        let changed = next != self.state;
-        let effects = match event {
-            Event::Restarted(_) | Event::Tick => machine.duties(event),
-            _ if changed => machine.duties(event),
-            _ => Vec::new(),
-        };
-        let decisive = changed && machine.fact().is_some();
-        Step { next: machine, decisive, effects }
     }
 
     fn next(&self, event: Event) -> Option<State> {

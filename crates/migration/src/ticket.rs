@@ -42,14 +42,3 @@ pub struct Told {
     /// What is so.
     pub fact: Fact,
 }
-
-/// What a machine does about an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step<M, E> {
-    /// The machine afterwards.
-    pub next: M,
-    /// Whether `next` must be durable before any effect is performed.
-    pub decisive: bool,
-    /// What to do, in order.
-    pub effects: Vec<E>,
-}

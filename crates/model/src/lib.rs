@@ -6,6 +6,7 @@
 pub mod failure;
 pub mod host;
 pub mod id;
+pub mod machine;
 pub mod migration;
 pub mod spec;
 pub mod toml_spec;
@@ -14,8 +15,10 @@ pub mod units;
 pub use failure::{Failure, FailureKind, Outcome};
 pub use host::{Capacity, HostFacts, PowerState};
 pub use id::{
-    BootId, DatastoreId, Epoch, HostId, Incarnation, JournalId, Mac, MigrationId, Name, NetworkId, TaskId, VmId,
+    BootId, DatastoreId, Epoch, HostId, Incarnation, JournalId, Mac, MigrationId, Name, NetworkId, TaskId,
+    VmId,
 };
+pub use machine::{Machine, Step};
 pub use migration::{Fact, MigrationKind, Phase, Progress, Report, Stream};
 pub use spec::{DiskFormat, VmSpec};
 pub use units::{Bandwidth, ByteSize, Millis};

@@ -75,7 +75,7 @@ fn a_retry_to_the_same_or_another_host_is_safe() {
 
 #[test]
 fn long_paths_with_many_faults_are_safe() {
-    holds_on_long_paths(World::new(3, Faults::many()), 20_000, 600);
+    holds_on_long_paths(World::new(3, Faults::many()), 3_000, 600);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The handover with one rule left out, for each rule.
 
 use limosa_migration::custody::{At, Custody, Passage};
-use limosa_migration::{Destination, Source, Step, Told, destination, source};
-use limosa_model::{Fact, HostId};
+use limosa_migration::{Destination, Source, Told, destination, source};
+use limosa_model::{Fact, HostId, Machine, Step};
 
 use crate::world::Faults;
 

@@ -576,7 +576,7 @@ impl World {
             Message::Stopped(host, epoch) if !state.restored => {
                 state.custody = state.custody.stopped(host, epoch);
             }
-            Message::JournalLost(host, journal) => {
+            Message::JournalLost(host, journal) if !state.restored => {
                 let n = number(host);
                 state.journals[n] = state.journals[n].max(journal);
                 for passage in state.passages.clone() {
@@ -593,7 +593,8 @@ impl World {
     /// A server restored from a backup builds its picture anew from what every host reports.
     fn reconcile(&self, state: &mut State) {
         let mut custody = Custody::new(state.custody.vm, Incarnation(state.incarnation));
-        let mut passages: Vec<Passage> = Vec::new();
+        // What the backup holds was so once, and facts stay so.
+        let mut passages = state.passages.clone();
         let mut running: Option<(HostId, Epoch)> = None;
         // A QEMU that came by a migration has its ticket beside it, journal or not.
         let of_roles = state.hosts.iter().flat_map(|h| &h.roles).map(Role::ticket);
