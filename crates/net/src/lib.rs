@@ -30,4 +30,5 @@ pub use error::NetError;
 pub use name::IfName;
 pub use netlink::Net;
 pub use path_mtu::{PathMtu, path_mtu_probe};
+pub use port::PortState;
 pub use tap::{Tap, TapSpec};

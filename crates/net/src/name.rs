@@ -3,11 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
 use crate::NetError;
 
 /// The name of a network device: 1 to 15 characters of `a-z`, `A-Z`, `0-9`, `-`, `_` and `.`, and neither `.` nor
 /// `..`. Narrower than what the kernel takes, so that it is a safe word in paths under `/sys` and `/proc`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
 pub struct IfName(String);
 
 impl IfName {
@@ -38,6 +41,12 @@ impl FromStr for IfName {
             return Err(invalid("it would be a directory"));
         }
         Ok(Self(name.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for IfName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -17,7 +17,31 @@ use rtnetlink::packet_route::neighbour::{
 use crate::netlink::translate;
 use crate::{Bridge, Net, NetError, Tap};
 
+/// A tap's port, as it was when it was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortState {
+    /// The tap is no port of any bridge.
+    Detached,
+    /// It is one, and carries nothing.
+    Closed,
+    /// It is one, and carries the guest's traffic.
+    Open,
+}
+
 impl Net {
+    /// Looks at a tap's port.
+    ///
+    /// # Errors
+    /// [`NetError::NotFound`] when the tap is gone.
+    pub async fn port_state(&self, tap: &Tap) -> Result<PortState, NetError> {
+        let link = self.link(&tap.name).await?;
+        Ok(match link.controller {
+            None => PortState::Detached,
+            Some(_) if link.is_up => PortState::Open,
+            Some(_) => PortState::Closed,
+        })
+    }
+
     /// Makes a tap a port of a bridge, closed. One that is attached there already stays as it is.
     ///
     /// # Errors

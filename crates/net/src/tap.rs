@@ -12,7 +12,7 @@ use limosa_model::Mac;
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute};
 
-use crate::netlink::{Link, translate};
+use crate::netlink::translate;
 use crate::{IfName, Net, NetError};
 
 /// What a tap should be.
@@ -35,24 +35,12 @@ pub struct TapSpec {
 pub struct Tap {
     pub(crate) name: IfName,
     pub(crate) index: u32,
-    pub(crate) controller: Option<u32>,
-    pub(crate) is_open: bool,
 }
 
 impl Tap {
     /// The device's name.
     pub fn name(&self) -> &IfName {
         &self.name
-    }
-
-    /// Whether it was a port of a bridge when it was looked up.
-    pub fn is_attached(&self) -> bool {
-        self.controller.is_some()
-    }
-
-    /// Whether it was up when it was looked up.
-    pub fn is_open(&self) -> bool {
-        self.is_open
     }
 }
 
@@ -93,8 +81,7 @@ impl Net {
                 io::Error::other("the device is of another kind; a VM's taps are made by the agent alone"),
             ));
         }
-        let Link { index, controller, is_up, .. } = link;
-        Ok(Tap { name: name.clone(), index, controller, is_open: is_up })
+        Ok(Tap { name: name.clone(), index: link.index })
     }
 
     /// Removes a tap, whoever still holds it. One that is gone already is removed.

@@ -7,11 +7,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use limosa_model::Mac;
 use limosa_net::{
-    Bridge, BridgeWarning, IfName, Net, NetError, PathMtu, Schedule, Tap, TapSpec, announce, frames,
-    path_mtu_probe,
+    Bridge, BridgeWarning, IfName, Net, NetError, PathMtu, PortState, Schedule, Tap, TapSpec, announce,
+    frames, path_mtu_probe,
 };
+use rtnetlink::packet_route::link::LinkFlags;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
@@ -94,7 +96,7 @@ fn a_tap_lives_as_long_as_its_descriptor() {
     in_private_namespace(|| async {
         let net = Net::connect().unwrap();
         let (tap, descriptor): (Tap, OwnedFd) = net.create_tap(&spec("lm00000001n0", 1)).await.unwrap();
-        assert!(!tap.is_open() && !tap.is_attached());
+        assert_eq!(net.port_state(&tap).await.unwrap(), PortState::Detached);
         let sys = |file| fs::read_to_string(format!("/sys/class/net/lm00000001n0/{file}")).unwrap();
         assert_eq!(sys("address").trim(), "fe:54:00:00:00:01");
         assert_eq!(sys("mtu").trim(), "1500");
@@ -130,6 +132,7 @@ fn nothing_leaves_through_a_closed_port_and_everything_through_an_open_one() {
         let mut guest = Guest::attached(&net, &bridge, "guest", 1).await;
         let announcement = frames::rarp_request(guest.mac);
 
+        assert_eq!(net.port_state(&guest.tap).await.unwrap(), PortState::Closed);
         assert_eq!(guest.send(&announcement).unwrap_err().raw_os_error(), Some(libc::EIO));
         assert!(!uplink.received(|f| f == announcement));
 
@@ -137,7 +140,7 @@ fn nothing_leaves_through_a_closed_port_and_everything_through_an_open_one() {
         net.open_port(&guest.tap, guest.mac).await.unwrap();
         guest.send(&announcement).unwrap();
         assert!(uplink.received(|f| f == announcement), "the first frame after the opening was lost");
-        assert!(net.adopt_tap(guest.tap.name()).await.unwrap().is_open());
+        assert_eq!(net.port_state(&guest.tap).await.unwrap(), PortState::Open);
 
         net.close_port(&guest.tap, guest.mac).await.unwrap();
         net.close_port(&guest.tap, guest.mac).await.unwrap();
@@ -177,6 +180,19 @@ fn an_open_port_keeps_its_guests_traffic_whatever_comes_from_the_uplink() {
     });
 }
 
+/// A bridge drops what the host itself sends until the kernel has noticed, on its own time, that a port is up.
+async fn until_running(bridge: &Bridge) {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    loop {
+        let mut links = std::pin::pin!(handle.link().get().match_index(bridge.index()).execute());
+        let link = links.next().await.unwrap().unwrap();
+        if link.header.flags.contains(LinkFlags::Running) {
+            return;
+        }
+    }
+}
+
 #[test]
 fn an_announcement_reaches_the_uplink_round_by_round_until_it_is_dropped() {
     in_private_namespace(|| async {
@@ -184,6 +200,7 @@ fn an_announcement_reaches_the_uplink_round_by_round_until_it_is_dropped() {
         let bridge = net.create_bridge(&name("br0"), mac(0xff), 1500).await.unwrap();
         let mut uplink = Guest::attached(&net, &bridge, "uplink", 9).await;
         net.open_port(&uplink.tap, uplink.mac).await.unwrap();
+        until_running(&bridge).await;
         let addresses = ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
         let expected = frames::announcement(mac(1), &addresses);
 
