@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call or a file operation failed.
-    #[error("{doing}: {source}")]
+    #[error("{doing}")]
     Io {
         /// What was being done, and with which object.
         doing: String,
@@ -93,6 +93,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error and what caused it, as one line. (`Display` alone leaves the cause to
+    /// [`source`](std::error::Error::source).)
+    pub fn with_cause(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
+
     /// For `map_err`: an I/O error while something was being done.
     pub(crate) fn io<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Self {
         let doing = doing.into();

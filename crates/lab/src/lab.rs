@@ -222,7 +222,7 @@ impl Drop for LabGuard {
         let Some(lab) = self.lab.take() else { return };
         let name = lab.name.clone();
         if let Err(error) = lab.down() {
-            eprintln!("limosa-lab: the lab `{name}` is not wholly down: {error}");
+            eprintln!("limosa-lab: the lab `{name}` is not wholly down: {}", error.with_cause());
         }
     }
 }

@@ -11,6 +11,19 @@
 //!  server ── mgmt ──┘          └─ guest ─ guest0┘ (guest0 is a port of the host's br0, as are its guests' taps)
 //! ```
 //!
+//! ```no_run
+//! use std::process::Command;
+//! use limosa_lab::{Config, Lab, Network, Room};
+//!
+//! let lab = Lab::up_until_dropped(&Config::new("example".parse()?, 2))?;
+//! let mut command = Command::new("limosa");
+//! command.arg("agent").arg(lab.room_directory(Room::Host(1))?);
+//! let agent = lab.spawn(Room::Host(1), "agent", command)?;
+//! lab.partition(Room::Host(1), Network::Management)?;
+//! agent.kill()?;
+//! # Ok::<(), limosa_lab::Error>(())
+//! ```
+//!
 //! Nothing outside the lab's namespaces is touched: no interface, route or rule of the machine. Everything that
 //! the lab makes carries its name, so that [`Lab::down`] finds it again whoever made it and however that ended.
 //! A failure names what was being done and what to do about it ([`Error`]); what was half made by then is taken

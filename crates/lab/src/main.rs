@@ -115,8 +115,17 @@ struct Link {
     network: Network,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let Arguments { name, action } = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("limosa-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { name, action }: Arguments) -> anyhow::Result<()> {
     let state_root = limosa_lab::default_state_root();
     let open = || Lab::open(&name, &state_root);
     match action {
@@ -126,7 +135,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Action::Down => Lab::remove(&name, &state_root)?,
         Action::Status => show(&open()?)?,
-        Action::Exec { room, command } => return exec(&open()?, room, &command),
+        Action::Exec { room, command } => exec(&open()?, room, &command)?,
         Action::Partition(link) => open()?.partition(link.room, link.network)?,
         Action::Heal(link) => open()?.heal(link.room, link.network)?,
         Action::Shape { link, rate, delay, jitter, loss, cut } => {
@@ -140,7 +149,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Action::Emulate { inner, outer } => emulator::run(&inner, &outer)?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn show(lab: &Lab) -> anyhow::Result<()> {
@@ -176,8 +185,8 @@ fn show(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Becomes the command, in the room.
-fn exec(lab: &Lab, room: Room, command: &[OsString]) -> anyhow::Result<ExitCode> {
+/// Becomes the command, in the room; returns only if it cannot.
+fn exec(lab: &Lab, room: Room, command: &[OsString]) -> anyhow::Result<()> {
     let Some((program, arguments)) = command.split_first() else { bail!("no command was given") };
     lab.namespace(room)?.enter_process()?;
     let error = Command::new(program).args(arguments).exec();
@@ -195,4 +204,41 @@ fn boot(lab: &Lab, config: &GuestConfig) -> anyhow::Result<()> {
     println!("  boot id {}, QEMU is pid {}", status.boot_id, booted.process.pid());
     println!("  QMP {}, console {}", booted.qmp.display(), booted.console.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_link_is_shaped_as_it_is_said_in_words() {
+        let line = "limosa-lab shape h2 --rate 200Mbit --delay 75ms --loss 0.1%";
+        let parsed = Arguments::try_parse_from(line.split(' ')).unwrap();
+        let Action::Shape { link, rate, delay, loss, .. } = parsed.action else { panic!("another action") };
+        assert_eq!((link.room, link.network), (Room::Host(2), Network::Migration));
+        assert_eq!(rate, Some(Bandwidth::bits_per_second(200_000_000)));
+        assert_eq!((delay, loss), (Millis::new(75), Loss::millionths(1_000).unwrap()));
+    }
+
+    #[test]
+    fn rubbish_is_refused() {
+        for line in [
+            "shape h0",
+            "shape h1 --loss 101%",
+            "up --hosts 0",
+            "up --hosts 100",
+            "down --name ../x",
+            "exec h1",
+        ] {
+            let words = std::iter::once("limosa-lab").chain(line.split(' '));
+            assert!(Arguments::try_parse_from(words).is_err(), "{line}");
+        }
+    }
 }

@@ -101,10 +101,10 @@ pub enum Room {
 impl fmt::Display for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Switch => f.write_str("switch"),
-            Self::Server => f.write_str("server"),
-            Self::Client => f.write_str("client"),
-            Self::Host(number) => write!(f, "h{number}"),
+            Self::Switch => f.pad("switch"),
+            Self::Server => f.pad("server"),
+            Self::Client => f.pad("client"),
+            Self::Host(number) => f.pad(&format!("h{number}")),
         }
     }
 }
@@ -237,7 +237,7 @@ pub(crate) fn host_bridge_mac(host: u8) -> String {
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Management => "management",
             Self::Migration => "migration",
             Self::Guest => "guest",

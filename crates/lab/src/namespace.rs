@@ -71,7 +71,8 @@ impl Namespace {
         })?
     }
 
-    /// Moves the whole process, and so everything that it starts, into the namespace.
+    /// Moves the whole process, and so everything that it starts, into the namespace. `/sys` shows the namespace's
+    /// interfaces from then on, as on a host of its own; control groups stay where they are.
     ///
     /// # Errors
     /// [`Error::TooManyThreads`] unless the process has a single thread: the others would stay outside.
@@ -82,7 +83,8 @@ impl Namespace {
             return Err(Error::TooManyThreads { threads });
         }
         let entered = move_into_link_name_space(self.open()?.as_fd(), Some(LinkNameSpaceType::Network));
-        entered.map_err(Error::io(format!("enter the namespace {}", self.name)))
+        entered.map_err(Error::io(format!("enter the namespace {}", self.name)))?;
+        show_own_interfaces().map_err(Error::io(format!("mount /sys for the namespace {}", self.name)))
     }
 
     /// Makes it. The program that does has the lock as its input, so that it is held until that program has

@@ -34,7 +34,7 @@ fn boot(lab: &Lab, config: &GuestConfig) -> (BootedGuest, GuestConnection) {
 fn connect(lab: &Lab, booted: &BootedGuest, config: &GuestConfig) -> GuestConnection {
     let client = lab.namespace(Room::Client).unwrap();
     GuestConnection::wait(&client, config.address, LIMIT)
-        .unwrap_or_else(|error| panic!("{error}; its console: {}", console(booted)))
+        .unwrap_or_else(|error| panic!("{}; its console: {}", error.with_cause(), console(booted)))
 }
 
 fn console(booted: &BootedGuest) -> String {

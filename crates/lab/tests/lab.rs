@@ -205,8 +205,18 @@ fn a_process_with_threads_cannot_be_moved_into_a_namespace() {
     let entered = lab.namespace(HOST_1).unwrap().enter_process();
     assert!(matches!(entered, Err(Error::TooManyThreads { .. })));
     let listed = Command::new(env!("CARGO_BIN_EXE_limosa-lab"))
-        .args(["--name", "test-enter", "exec", "h1", "ip", "-br", "link", "show", "br0"])
+        .args(["--name", "test-enter", "exec", "h1", "cat", "/sys/class/net/br0/address"])
         .output()
         .unwrap();
-    assert!(String::from_utf8_lossy(&listed.stdout).contains("02:4c:00:00:03:01"), "{listed:?}");
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), "02:4c:00:00:03:01\n", "{listed:?}");
+}
+
+#[test]
+fn a_lab_that_is_not_up_is_an_error_that_says_how_to_bring_it_up() {
+    let program = env!("CARGO_BIN_EXE_limosa-lab");
+    let output = Command::new(program).args(["--name", "test-absent", "status"]).output().unwrap();
+    assert!(!output.status.success());
+    let expected =
+        "limosa-lab: the lab `test-absent` is not up: start it with `limosa-lab up --name test-absent`\n";
+    assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
 }

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,8 +19,10 @@ use crate::namespace::Namespace;
 const INTERVAL: Duration = Duration::from_millis(10);
 /// How long replies may lag behind before what is missing counts as lost.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
-/// Type, code, checksum, identifier, sequence (RFC 792), and a counter of our own.
-const MESSAGE_BYTES: usize = 16;
+/// Type, code, checksum, identifier, sequence (RFC 792), then our own: which pinger, and which of its pings.
+const MESSAGE_BYTES: usize = 24;
+/// How many pingers this process has had.
+static PINGERS: AtomicU32 = AtomicU32::new(0);
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 
@@ -79,7 +82,8 @@ fn open(address: Ipv4Addr) -> std::result::Result<OwnedFd, Errno> {
 /// The pings of one run.
 struct Pings<'a> {
     socket: &'a OwnedFd,
-    identifier: u16,
+    /// Tells this pinger's replies from those to any other, in this process or another.
+    pinger: u64,
     start: Instant,
     /// When each was sent; none once it was answered.
     sent: Vec<Option<Instant>>,
@@ -89,8 +93,9 @@ struct Pings<'a> {
 impl<'a> Pings<'a> {
     fn new(socket: &'a OwnedFd) -> Self {
         let start = Instant::now();
-        let identifier = u16::try_from(std::process::id() % 0xffff).unwrap_or(1);
-        Self { socket, identifier, start, sent: Vec::new(), last_reply: start }
+        let number = PINGERS.fetch_add(1, Ordering::Relaxed);
+        let pinger = u64::from(std::process::id()) << 32 | u64::from(number);
+        Self { socket, pinger, start, sent: Vec::new(), last_reply: start }
     }
 
     fn run(&mut self, seen: &Seen<PingSummary>) {
@@ -111,7 +116,7 @@ impl<'a> Pings<'a> {
     }
 
     fn request(&mut self, now: Instant, seen: &Seen<PingSummary>) {
-        let message = request(self.identifier, self.sent.len() as u64);
+        let message = request(self.pinger, self.sent.len() as u64);
         // One that cannot be sent is one that is not answered.
         let _ = send(self.socket, &message, SendFlags::empty());
         self.sent.push(Some(now));
@@ -131,7 +136,7 @@ impl<'a> Pings<'a> {
         let _ = poll(&mut polled, timeout.as_ref());
         let mut packet = [0; 1500];
         while let Ok((_, length)) = recv(self.socket, packet.as_mut_slice(), RecvFlags::empty()) {
-            if let Some(number) = reply(&packet[..length.min(packet.len())], self.identifier) {
+            if let Some(number) = reply(&packet[..length.min(packet.len())], self.pinger) {
                 self.note_reply(number, seen);
             }
         }
@@ -156,24 +161,24 @@ impl<'a> Pings<'a> {
 }
 
 /// An echo request with a number.
-fn request(identifier: u16, number: u64) -> [u8; MESSAGE_BYTES] {
+fn request(pinger: u64, number: u64) -> [u8; MESSAGE_BYTES] {
     let mut message = [0; MESSAGE_BYTES];
     message[0] = ECHO_REQUEST;
-    message[4..6].copy_from_slice(&identifier.to_be_bytes());
+    message[4..6].copy_from_slice(&pinger.to_be_bytes()[6..]);
     message[6..8].copy_from_slice(&number.to_be_bytes()[6..]);
-    message[8..].copy_from_slice(&number.to_be_bytes());
+    message[8..16].copy_from_slice(&pinger.to_be_bytes());
+    message[16..].copy_from_slice(&number.to_be_bytes());
     let sum = checksum(&message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     message
 }
 
 /// The number in a reply to one of our requests, from an IPv4 packet as a raw socket gives it.
-fn reply(packet: &[u8], identifier: u16) -> Option<u64> {
+fn reply(packet: &[u8], pinger: u64) -> Option<u64> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     let message: &[u8; MESSAGE_BYTES] = packet.get(header..)?.try_into().ok()?;
-    let ours =
-        message[0] == ECHO_REPLY && message[4..6] == identifier.to_be_bytes() && checksum(message) == 0;
-    ours.then(|| u64::from_be_bytes(message[8..].try_into().expect("8 of 16 bytes")))
+    let ours = message[0] == ECHO_REPLY && message[8..16] == pinger.to_be_bytes() && checksum(message) == 0;
+    ours.then(|| u64::from_be_bytes(message[16..].try_into().expect("the last 8 of 24 bytes")))
 }
 
 /// The Internet's checksum (RFC 1071); 0 over a message that carries a right one.
@@ -209,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_is_not_our_reply_is_passed_over() {
-        assert_eq!(reply(&answered(5), 8), None, "another process's");
+        assert_eq!(reply(&answered(5), 8), None, "another pinger's");
         let mut damaged = answered(5);
         damaged[30] ^= 1;
         assert_eq!(reply(&damaged, 7), None, "a damaged one");
