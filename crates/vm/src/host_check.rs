@@ -3,18 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use limosa_model::host::Accelerator;
 use rustix::process::{Resource, geteuid, getrlimit};
 use rustix::system::uname;
-use tokio::process::Command;
-use tokio::time::timeout;
 
+use crate::host_facts::{ask, parse_version, pinned_machine_types};
 use crate::{QemuUser, accelerator, cgroup, memory};
 
-/// How long QEMU may take to tell of itself.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// The kernel from which on guest memory can be tracked from outside QEMU.
 const TRACKING_KERNEL: (u32, u32) = (6, 7);
 /// Descriptors that an agent with some hundred VMs needs.
@@ -82,8 +78,8 @@ async fn qemu_version(qemu: &Path) -> HostCheck {
 async fn machine_types(qemu: &Path) -> HostCheck {
     let remedy = "install a QEMU for x86-64 with the q35 machine";
     let answer = ask(qemu, &["-machine", "help"]).await;
-    let newest = answer.as_deref().ok().and_then(newest_q35);
-    match newest {
+    let types = answer.map(|answer| pinned_machine_types(&answer)).unwrap_or_default();
+    match types.iter().find(|name| name.starts_with("pc-q35-")) {
         Some(newest) => check("machine types", Verdict::Ok, format!("up to {newest}"), remedy),
         None => check("machine types", Verdict::Missing, "no versioned q35", remedy),
     }
@@ -199,34 +195,8 @@ fn unprivileged_user(user: QemuUser) -> HostCheck {
     check("user of QEMU", verdict, found, remedy)
 }
 
-/// What a program prints, with a limit on its time.
-async fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).env_clear().kill_on_drop(true).output();
-    match timeout(ANSWER_LIMIT, output).await {
-        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ok(Ok(output)) => Err(output.status.to_string()),
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err(format!("no answer in {} s", ANSWER_LIMIT.as_secs())),
-    }
-}
-
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(120).collect()
-}
-
-/// The first `MAJOR.MINOR` in a text.
-fn parse_version(text: &str) -> Option<(u32, u32)> {
-    text.split(|c: char| !c.is_ascii_digit() && c != '.').find_map(|word| {
-        let mut numbers = word.split('.').map(str::parse);
-        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-    })
-}
-
-/// The newest pinned q35 in the answer to `-machine help`.
-fn newest_q35(machines: &str) -> Option<String> {
-    let names = machines.lines().filter_map(|line| line.split_whitespace().next());
-    let versions = names.filter_map(|name| parse_version(name.strip_prefix("pc-q35-")?));
-    versions.max().map(|(major, minor)| format!("pc-q35-{major}.{minor}"))
 }
 
 /// The word in brackets, as in `always [never] advise`.
@@ -245,23 +215,6 @@ fn user_name(passwd: &str, uid: u32) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_read_from_what_programs_print() {
-        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
-        assert_eq!(parse_version("6.18.44-fc-v657"), Some((6, 18)));
-        for rubbish in ["", "QEMU", "version", "...", "99999999999.1"] {
-            assert_eq!(parse_version(rubbish), None, "{rubbish}");
-        }
-    }
-
-    #[test]
-    fn the_newest_machine_is_so_by_number() {
-        let machines =
-            "Supported machines are:\npc-q35-9.2  Standard PC\npc-q35-10.0  Standard PC\nq35  alias\n";
-        assert_eq!(newest_q35(machines), Some("pc-q35-10.0".into()));
-        assert_eq!(newest_q35("none"), None);
-    }
 
     #[test]
     fn settings_and_users_are_read_or_absent() {

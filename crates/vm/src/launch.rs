@@ -12,7 +12,7 @@ use crate::monitor::START_LIMIT;
 use crate::spawn::Spawn;
 use crate::{
     CgroupState, LaunchPlan, Process, RuntimeDir, Vm, VmError, VmNic, adopt, cgroup, command_line, monitor,
-    remove_runtime,
+    process, remove_runtime,
 };
 
 /// Starts the QEMU of a plan. When this returns, QEMU waits for `cont`, or for `migrate-incoming`; its CPUs stand
@@ -72,6 +72,7 @@ async fn start(
         blocking.await.map_err(|e| VmError::system("start QEMU", io::Error::other(e)))??
     };
     let process = Process::watch(spawned.pid, spawned.pidfd, dir.log())
+        .inspect_err(|_| process::end_child(spawned.pid))
         .map_err(|e| VmError::system(format!("watch QEMU of VM {}", plan.vm), e))?;
     *started = Some(process.clone());
     let explain = |error| explain(error, plan, &spawned.fdsets);

@@ -8,7 +8,7 @@ use limosa_qemu::Qmp;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::{Exit, Process, RuntimeDir, VmError, log};
+use crate::{Exit, Process, RuntimeDir, VmError};
 
 /// How long a QEMU may take from its start to its greeting.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ pub(crate) async fn lost(
 }
 
 fn exited(vm: VmId, exit: Exit, dir: &RuntimeDir) -> VmError {
-    VmError::QemuExited { vm, exit, log: log::tail(&dir.log(), LOG_EXCERPT_BYTES) }
+    VmError::QemuExited { vm, exit, log: dir.log_tail(LOG_EXCERPT_BYTES) }
 }
 
 /// Whether a QEMU that starts, or that is busy with another client's end, may still come to listen.

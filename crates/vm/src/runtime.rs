@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use crate::{LaunchPlan, QemuUser, VmError, adopt, cgroup};
+use crate::{LaunchPlan, QemuUser, VmError, adopt, cgroup, log};
 
 /// The longest path of a socket, without the zero byte behind it (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
@@ -59,6 +59,11 @@ impl RuntimeDir {
     /// The screen.
     pub fn vnc_socket(&self) -> PathBuf {
         self.sockets().join("vnc.sock")
+    }
+
+    /// The last that QEMU said, at most so many bytes, on one line.
+    pub fn log_tail(&self, limit_bytes: u64) -> String {
+        log::tail(&self.log(), limit_bytes)
     }
 
     fn sockets(&self) -> PathBuf {

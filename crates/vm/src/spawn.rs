@@ -71,7 +71,7 @@ impl Spawn<'_> {
         let child = command.spawn()?;
         let pid = child.id();
         // Until it has been waited for, the number cannot pass to another process.
-        let pidfd = process::hold(pid)?;
+        let pidfd = process::hold(pid).inspect_err(|_| process::end_child(pid))?;
         // The agent may be protected from the kernel's choice of whom to kill; a VM is not.
         if let Err(e) = fs::write(format!("/proc/{pid}/oom_score_adj"), "0") {
             tracing::debug!(pid, error = %e, "the OOM score of a VM could not be set");
