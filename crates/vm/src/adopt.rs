@@ -72,8 +72,11 @@ async fn adopt(claim: &Claim, process: &Process, dir: &RuntimeDir, net: &Net) ->
     let qmp = monitor::connect(plan.vm, process, dir, ADOPT_LIMIT).await?;
     let mut nics = Vec::new();
     for (number, nic) in plan.nics.iter().enumerate() {
-        let tap = net.adopt_tap(&nic.tap).await.map_err(|source| VmError::Net { vm: plan.vm, source })?;
-        nics.push(VmNic::new(&plan, number, tap));
+        match net.adopt_tap(&nic.tap).await {
+            Ok(tap) => nics.push(VmNic::new(&plan, number, tap)),
+            // A VM that has lost a NIC is still one that must be held.
+            Err(e) => tracing::warn!(vm = %plan.vm, tap = %nic.tap, error = %e, "a tap could not be adopted"),
+        }
     }
     let group = cgroup::path(plan.cgroup_parent.as_deref(), plan.vm, plan.epoch);
     let cgroup = cgroup::of_process(process.pid(), group);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use limosa_model::{Epoch, Mac, MigrationId, PowerState, VmId};
-use limosa_net::{IfName, Net, Tap};
+use limosa_net::{Announcement, IfName, Net, Schedule, Tap};
 use limosa_qemu::Qmp;
 use limosa_qemu::commands::run::RunState;
 
@@ -85,7 +85,7 @@ impl Vm {
         &self.qmp
     }
 
-    /// Its NICs, in the order of the spec.
+    /// Its NICs, in the order of the spec. One whose tap somebody has removed is left out when a VM is adopted.
     pub fn nics(&self) -> &[VmNic] {
         &self.nics
     }
@@ -175,6 +175,22 @@ impl Vm {
             result = result.and(net.close_port(&nic.tap, nic.mac).await);
         }
         result.map_err(|source| VmError::Net { vm: self.plan.vm, source })
+    }
+
+    /// Tells the networks of all NICs that the guest is here. To be called after the handover, with the ports open.
+    /// The announcements go on until they are dropped.
+    ///
+    /// # Errors
+    /// [`VmError::Net`] when a bridge is gone or cannot be sent to.
+    pub async fn announce(&self, net: &Net, schedule: Schedule) -> Result<Vec<Announcement>, VmError> {
+        let failed = |source| VmError::Net { vm: self.plan.vm, source };
+        let mut announcements = Vec::new();
+        for nic in &self.nics {
+            let bridge = net.bridge(&nic.bridge).await.map_err(failed)?;
+            announcements
+                .push(limosa_net::announce(&bridge, nic.mac, &nic.addresses, schedule).map_err(failed)?);
+        }
+        Ok(announcements)
     }
 }
 

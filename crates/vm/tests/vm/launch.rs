@@ -1,11 +1,11 @@
 //! Starting and ending a QEMU, and what keeps one from starting.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use limosa_model::{ByteSize, Failure, PowerState};
-use limosa_net::PortState;
+use limosa_net::{PortState, Schedule};
 use limosa_qemu::commands::run::RunState;
 use limosa_vm::{
     CgroupState, Exit, KernelPlan, LaunchPlan, RuntimeDir, Verdict, VmError, adopt_all, check_host,
@@ -42,10 +42,19 @@ fn a_vm_is_started_paused_and_unprivileged_and_leaves_nothing_behind() {
             stat.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().parse().unwrap();
         assert_eq!(session, pid, "QEMU is in the agent's session");
 
+        let rights = |path: &Path| {
+            let metadata = fs::metadata(path).unwrap();
+            (metadata.uid(), metadata.mode() & 0o777)
+        };
+        assert_eq!(rights(vm.runtime_dir().path()), (0, 0o711));
+        assert_eq!(rights(&vm.runtime_dir().plan()), (0, 0o600));
+        assert_eq!(rights(vm.runtime_dir().qmp_socket().parent().unwrap()), (65534, 0o700));
+
         let nic = &vm.nics()[0];
         assert_eq!(net.port_state(&nic.tap).await.unwrap(), PortState::Closed);
         vm.open_ports(net).await.unwrap();
         assert_eq!(net.port_state(&nic.tap).await.unwrap(), PortState::Open);
+        assert_eq!(vm.announce(net, Schedule::default()).await.unwrap().len(), 1);
         vm.close_ports(net).await.unwrap();
         assert_eq!(net.port_state(&nic.tap).await.unwrap(), PortState::Closed);
         assert!(matches!(remove_runtime(vm.runtime_dir()), Err(VmError::AlreadyRunning { .. })));
