@@ -49,7 +49,9 @@ use serde::{Deserialize, Serialize};
 pub use cluster::{
     Cluster, ClusterState, ConfirmRestore, CreateDatastore, CreateNetwork, Datastore, Network, NetworkKind,
 };
-pub use host::{CreateToken, DeclareLost, EvacuateHost, Host, HostState, JoinToken, Stray};
+pub use host::{
+    CreateToken, DeclareLost, EvacuateHost, Host, HostState, JoinHost, JoinToken, JoinedHost, Stray,
+};
 pub use migration::{HostRef, MigrateRequest, Migration, MigrationPlan, Prediction, RejectedHost, VmRef};
 pub use task::{Event, Subject, SubjectKind, Task, TaskKind, TaskResult, TaskState};
 pub use vm::{CreateVm, DesiredPower, ResolveVm, SetVm, StartVm, StopVm, Vm};

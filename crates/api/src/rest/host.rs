@@ -100,7 +100,7 @@ pub struct JoinToken {
     /// Where the server listens, as hosts reach it.
     #[schemars(with = "String")]
     pub server: SocketAddr,
-    /// The BLAKE3 fingerprint of the cluster's CA certificate, by which the joining host knows the server.
+    /// The SHA-256 fingerprint of the cluster's CA certificate, by which the joining host knows the server.
     pub ca_fingerprint: String,
 }
 
@@ -127,4 +127,35 @@ pub struct EvacuateHost {
 pub struct DeclareLost {
     /// Must be true: a host that only cannot be reached would run its VMs twice.
     pub confirmed: bool,
+}
+
+/// `POST /agent/v1/join`: a host asks to be one of the cluster. Answered with [`JoinedHost`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JoinHost {
+    /// The name for which the token was made.
+    pub name: Name,
+    /// The secret of the [`JoinToken`].
+    pub token: String,
+    /// The host's certificate request. Its key never leaves the host.
+    pub request_pem: String,
+}
+
+impl std::fmt::Debug for JoinHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinHost").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The host is one of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JoinedHost {
+    /// Its id from here on.
+    pub host: HostId,
+    /// Its certificate.
+    pub certificate_pem: String,
+    /// The certificate of the cluster's authority.
+    pub ca_pem: String,
+    /// The cluster's name.
+    pub cluster: String,
 }
