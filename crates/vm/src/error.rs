@@ -138,7 +138,8 @@ impl VmError {
             Self::InvalidPlan { .. } | Self::PathTooLong { .. } => FailureKind::Invalid,
             Self::AlreadyRunning { .. } => FailureKind::Conflict,
             Self::Disk { .. } | Self::DiskLocked { .. } | Self::BootFile { .. } => FailureKind::Storage,
-            Self::System { .. } | Self::Net { .. } => FailureKind::Resource,
+            Self::System { .. } => FailureKind::Resource,
+            Self::Net { source, .. } => source.kind(),
             Self::QemuExited { .. } | Self::Qemu { .. } | Self::WrongPeer { .. } | Self::PlanLost { .. } => {
                 FailureKind::Qemu
             }
@@ -151,6 +152,7 @@ impl VmError {
     /// What to do next.
     fn remedy(&self) -> &'static str {
         match self.kind() {
+            FailureKind::NotFound => "correct the network's definition, or make the bridge on this host",
             FailureKind::Invalid => "correct the VM's spec or the agent's configuration",
             FailureKind::Conflict => "wait until the VM's other QEMU has ended",
             FailureKind::Storage => {

@@ -7,6 +7,7 @@ use std::path::Path;
 use limosa_model::host::Accelerator;
 use rustix::process::{Resource, geteuid, getrlimit};
 use rustix::system::uname;
+use serde::Serialize;
 
 use crate::host_facts::{ask, parse_version, pinned_machine_types};
 use crate::{QemuUser, accelerator, cgroup, memory};
@@ -17,7 +18,8 @@ const TRACKING_KERNEL: (u32, u32) = (6, 7);
 const DESCRIPTORS_WANTED: u64 = 8192;
 
 /// How a check came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// As it should be.
     Ok,
@@ -28,7 +30,7 @@ pub enum Verdict {
 }
 
 /// One thing that a host needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HostCheck {
     /// What it is.
     pub name: &'static str,
