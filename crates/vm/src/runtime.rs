@@ -89,6 +89,10 @@ impl RuntimeDir {
         }
         self.create_directories(plan.user)
             .and_then(|()| self.write_plan(plan))
+            .inspect_err(|_| {
+                // As on a full disk: what was made is in nobody's way, so its removal may fail too.
+                let _ = remove_runtime(self);
+            })
             .map_err(|e| VmError::system(format!("set up the runtime directory {}", self.0.display()), e))
     }
 
