@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 
-use crate::{console, json_string, sys};
+use crate::{console, json_string, network, sys};
 
 /// `struct input_event`: a time of two words, a type and a code of 16 bits, a value of 32.
 const EVENT_BYTES: usize = 24;
@@ -13,12 +13,14 @@ const KEY_POWER: u16 = 116;
 /// Powers the machine off. Returns only if the kernel refuses.
 pub(crate) fn off() {
     console("poweroff", "");
+    network::take_down();
     sys::reboot(libc::RB_POWER_OFF);
 }
 
 /// Restarts the machine.
 pub(crate) fn reboot() {
     console("reboot", "");
+    network::take_down();
     sys::reboot(libc::RB_AUTOBOOT);
 }
 

@@ -3,8 +3,8 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
 
 use crate::stamp::{PAGE_BYTES, Page};
 
@@ -91,14 +91,7 @@ pub(crate) fn poll_readable(files: &[File]) -> io::Result<Vec<bool>> {
 
 /// Gives the interface its MAC address (if one is asked for) and IPv4 address, and sets it up.
 pub(crate) fn set_interface(name: &str, mac: Option<[u8; 6]>, ip: Option<(Ipv4Addr, u8)>) -> io::Result<()> {
-    // SAFETY: takes numbers; the result is checked below.
-    let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just opened, and nobody else has it.
-    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     if let Some(mac) = mac {
         let mut hardware = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
         for (to, from) in hardware.sa_data.iter_mut().zip(mac) {
@@ -117,6 +110,12 @@ pub(crate) fn set_interface(name: &str, mac: Option<[u8; 6]>, ip: Option<(Ipv4Ad
     request(&socket, libc::SIOCSIFFLAGS, name, libc::__c_anonymous_ifr_ifru { ifru_flags: flags })
 }
 
+/// Sets the interface down.
+pub(crate) fn set_interface_down(name: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    request(&socket, libc::SIOCSIFFLAGS, name, libc::__c_anonymous_ifr_ifru { ifru_flags: 0 })
+}
+
 /// An IPv4 address as the `sockaddr` of an interface request: family, port 0, address.
 fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let mut socket_address =
@@ -128,7 +127,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
 }
 
 fn request(
-    socket: &OwnedFd,
+    socket: &UdpSocket,
     code: libc::c_ulong,
     name: &str,
     value: libc::__c_anonymous_ifr_ifru,
