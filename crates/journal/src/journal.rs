@@ -140,10 +140,10 @@ impl Journal {
             if tail[at..at + 4] == [0; 4] {
                 continue;
             }
-            if let Some((number, _)) = frame::decode(&self.key, &tail[at..]) {
-                if number > self.number {
-                    return Err(format!("record {} is broken and record {number} follows it", self.number));
-                }
+            if let Some((number, _)) = frame::decode(&self.key, &tail[at..])
+                && number > self.number
+            {
+                return Err(format!("record {} is broken and record {number} follows it", self.number));
             }
         }
         Ok(())
@@ -257,7 +257,7 @@ impl Journal {
         }
         let record = frame::encode(&self.key, self.number, &body);
         let end = self.end + record.len() as u64;
-        let len = self.medium.len().map_err(|source| self.failed("measured", source))?;
+        let len = self.medium.size().map_err(|source| self.failed("measured", source))?;
         if end + frame::HEAD as u64 > len {
             // Where no room can be made, the record is tried all the same: it may fit the block that is there.
             if let Err(error) = self.medium.set_aside(end + STRETCH) {

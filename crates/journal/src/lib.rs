@@ -27,7 +27,7 @@ use serde::Serialize;
 ///
 /// `record` makes of the next state what is stored under `key`. The effects are handed out only when the state is
 /// stored; with an error, `machine` is unchanged and the event has not happened.
-pub fn drive<M: Machine, R: Serialize>(
+pub fn drive<M, R>(
     journal: &mut Journal,
     key: &str,
     machine: &mut M,
@@ -35,7 +35,8 @@ pub fn drive<M: Machine, R: Serialize>(
     record: impl FnOnce(&M) -> R,
 ) -> Result<Vec<M::Effect>, JournalError>
 where
-    M: PartialEq,
+    M: Machine + PartialEq,
+    R: Serialize,
 {
     let Step { next, decisive, effects } = machine.step(event);
     if decisive {

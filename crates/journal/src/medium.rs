@@ -15,7 +15,7 @@ pub trait Medium: Send {
     /// Returns once everything written is on stable storage.
     fn sync(&self) -> io::Result<()>;
     /// The length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     /// Makes the file at least this long, with zeroes, and its blocks its own: writing there later needs no space.
     fn set_aside(&self, len: u64) -> io::Result<()>;
 }
@@ -36,12 +36,12 @@ impl Medium for File {
         self.sync_data()
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 
     fn set_aside(&self, len: u64) -> io::Result<()> {
-        let now = Medium::len(self)?;
+        let now = self.size()?;
         if now < len {
             fallocate(self, FallocateFlags::empty(), now, len - now)?;
             self.sync_all()?;

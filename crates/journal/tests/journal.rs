@@ -1,5 +1,7 @@
 //! What a journal promises, when everything works and when it does not.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -66,7 +68,7 @@ impl Medium for Disk {
         if state.fail_syncs { Err(io::Error::other("sync failed")) } else { Ok(()) }
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.0.lock().unwrap().bytes.len() as u64)
     }
 

@@ -30,6 +30,7 @@
 //! away by the next `down` or `up`.
 
 pub mod assets;
+pub mod bare;
 mod command;
 pub mod emulator;
 mod error;
@@ -40,6 +41,7 @@ pub mod names;
 mod namespace;
 pub mod observe;
 mod process;
+pub mod runtime;
 mod topology;
 pub mod wait;
 

@@ -1,7 +1,8 @@
 //! Whether a migration converges, by what was measured, and what to do about one that does not.
 //!
-//! The ladder, in order, as far as the user's options allow: let QEMU slow the guest down → give up early, with the
-//! numbers. (Compressing harder and sending deltas come before, post-copy after, once the engine has them.)
+//! The ladder, in order, as far as the user's options allow: QEMU slows the guest down (auto-converge, which it begins
+//! by itself after two passes that fall behind) → give up early, with the numbers. Compressing harder and sending
+//! deltas come before, post-copy after, once the engine has them.
 
 use limosa_model::{Bandwidth, ByteSize, Millis};
 
@@ -23,8 +24,6 @@ pub struct Pass {
 pub enum Advice {
     /// It converges, or it is too early to tell.
     GoOn,
-    /// Let QEMU slow the guest down.
-    Throttle,
     /// It will not converge within the limits: give up, with these numbers.
     GiveUp {
         /// How long the guest would stand still if it were switched over with what is left.
@@ -65,9 +64,6 @@ pub fn advise(passes: &[Pass], allowed: Allowed) -> Advice {
         return Advice::GoOn;
     }
     let last = latest[PASSES - 1];
-    if allowed.throttle && last.throttle_percent == 0 {
-        return Advice::Throttle;
-    }
     if allowed.throttle && last.throttle_percent < THROTTLE_MAX_PERCENT {
         return Advice::GoOn;
     }
@@ -109,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_ladder_is_climbed_in_order_and_ends_with_the_numbers() {
-        assert_eq!(advise(&[pass(900, 1000, 2000, 0); 3], ALLOWED), Advice::Throttle);
+        assert_eq!(advise(&[pass(900, 1000, 2000, 0); 3], ALLOWED), Advice::GoOn);
         assert_eq!(advise(&[pass(900, 1000, 2000, 40); 3], ALLOWED), Advice::GoOn);
         let given_up = Advice::GiveUp { downtime_ms: Millis::new(7549) };
         assert_eq!(advise(&[pass(900, 1000, 2000, 99); 3], ALLOWED), given_up);

@@ -92,6 +92,57 @@ pub fn first_epoch(incarnation: Incarnation) -> Epoch {
     Epoch(incarnation.0 << 20)
 }
 
+/// What one host reports of one VM to a server that was restored from a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// The host.
+    pub host: HostId,
+    /// The epochs of the QEMUs of the VM that are there, whatever they do.
+    pub qemus: Vec<Epoch>,
+    /// The host's parts in migrations of the VM, with what it has decided in them.
+    pub parts: Vec<(Ticket, Option<Told>)>,
+}
+
+/// Builds the picture of a VM anew from the passages that a backup holds and from what **every** known host that is
+/// not lost for good has reported since.
+///
+/// What the backup holds was so once, and facts stay so; whom the VM belonged to is not among them. The newest right
+/// that anybody shows decides: a migration, which then has to come to its end, or a QEMU that runs under a later
+/// right. An end that shows no part in a migration that the other end is in never took its order, or has forgotten
+/// it: it is to be found out from its QEMU (`recover`) before the passage can end.
+pub fn reconcile(
+    vm: VmId,
+    incarnation: Incarnation,
+    backup: Vec<Passage>,
+    sightings: &[Sighting],
+    lost: &[HostId],
+) -> (Custody, Vec<Passage>) {
+    let mut passages = backup;
+    for (ticket, _) in sightings.iter().flat_map(|sighting| &sighting.parts) {
+        if !passages.iter().any(|passage| passage.ticket == *ticket) {
+            passages.push(Passage::new(*ticket));
+        }
+    }
+    for passage in &mut passages {
+        let told = sightings.iter().flat_map(|sighting| &sighting.parts).filter_map(|(_, told)| *told);
+        *passage = told.fold(*passage, |passage, told| passage.hear(told));
+        *passage = lost.iter().fold(*passage, |passage, host| passage.host_lost(*host));
+    }
+    let qemus = sightings.iter().flat_map(|s| s.qemus.iter().map(|epoch| (*epoch, s.host)));
+    let newest_qemu = qemus.max();
+    let newest_passage = passages.iter().max_by_key(|passage| passage.ticket.epoch);
+    let at = match (newest_passage, newest_qemu) {
+        (Some(passage), qemu) if qemu.is_none_or(|(epoch, _)| epoch <= passage.ticket.epoch) => {
+            At::Moving(passage.ticket.migration)
+        }
+        (_, Some((epoch, host))) => At::On { host, epoch },
+        (_, None) => At::Nowhere,
+    };
+    let custody = Custody { at, ..Custody::new(vm, incarnation) };
+    let custody = passages.iter().fold(custody, |custody, passage| custody.follow(passage));
+    (custody, passages)
+}
+
 impl Custody {
     /// A VM that has never run.
     pub fn new(vm: VmId, incarnation: Incarnation) -> Self {
@@ -134,14 +185,7 @@ impl Custody {
             At::On { host: source, epoch: source_epoch } => {
                 let epoch = self.last.next();
                 let ticket = Ticket { migration, vm: self.vm, source, source_epoch, destination, epoch };
-                let passage = Passage {
-                    ticket,
-                    source: None,
-                    destination: None,
-                    source_lost: false,
-                    destination_lost: false,
-                };
-                Ok((Self { last: epoch, at: At::Moving(migration), ..self.clone() }, passage))
+                Ok((Self { last: epoch, at: At::Moving(migration), ..self.clone() }, Passage::new(ticket)))
             }
             At::Nowhere => Err(Refusal::Nowhere),
             At::Moving(other) => Err(Refusal::Moving(other)),
@@ -160,6 +204,11 @@ impl Custody {
 }
 
 impl Passage {
+    /// A migration of which nothing has been heard.
+    pub fn new(ticket: Ticket) -> Self {
+        Self { ticket, source: None, destination: None, source_lost: false, destination_lost: false }
+    }
+
     /// Takes a fact that a host told. Facts of other migrations or epochs change nothing.
     pub fn hear(&self, told: Told) -> Self {
         if !self.ticket.concerns(&told) {

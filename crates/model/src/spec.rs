@@ -226,7 +226,7 @@ impl VmSpec {
             return invalid("cpus", format!("{} is outside 1 to 240", self.cpus));
         }
         let memory = self.memory.as_bytes();
-        if memory % (2 << 20) != 0 || !(16 << 20..=1 << 40).contains(&memory) {
+        if !memory.is_multiple_of(2 << 20) || !(16 << 20..=1 << 40).contains(&memory) {
             return invalid(
                 "memory",
                 format!("{} is not a multiple of 2MiB from 16MiB to 1TiB", self.memory),
@@ -247,7 +247,7 @@ impl VmSpec {
                         "a size is needed where no template is given".into(),
                     );
                 }
-                Some(size) if size.as_bytes() % 512 != 0 || size.as_bytes() < 1 << 20 => {
+                Some(size) if !size.as_bytes().is_multiple_of(512) || size.as_bytes() < 1 << 20 => {
                     return invalid(
                         &format!("{field}.size"),
                         format!("{size} is not a multiple of 512B from 1MiB"),

@@ -35,7 +35,7 @@ fn split(text: &str) -> Option<(u128, &str)> {
 fn scaled(text: &str, factor: impl Fn(&str) -> Option<u64>) -> Option<u64> {
     let (thousandths, unit) = split(text)?;
     let product = thousandths * u128::from(factor(unit)?);
-    if product % 1000 != 0 {
+    if !product.is_multiple_of(1000) {
         return None;
     }
     u64::try_from(product / 1000).ok()
@@ -123,9 +123,9 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (value, unit) = match self.0 {
             0 => (0, "B"),
-            n if n % (1 << 30) == 0 => (n >> 30, "GiB"),
-            n if n % (1 << 20) == 0 => (n >> 20, "MiB"),
-            n if n % (1 << 10) == 0 => (n >> 10, "KiB"),
+            n if n.is_multiple_of(1 << 30) => (n >> 30, "GiB"),
+            n if n.is_multiple_of(1 << 20) => (n >> 20, "MiB"),
+            n if n.is_multiple_of(1 << 10) => (n >> 10, "KiB"),
             n => (n, "B"),
         };
         f.pad(&format!("{value}{unit}"))
@@ -174,9 +174,9 @@ impl fmt::Display for Bandwidth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (value, unit) = match self.0 {
             0 => (0, "bit"),
-            n if n % 1_000_000_000 == 0 => (n / 1_000_000_000, "Gbit"),
-            n if n % 1_000_000 == 0 => (n / 1_000_000, "Mbit"),
-            n if n % 1_000 == 0 => (n / 1_000, "Kbit"),
+            n if n.is_multiple_of(1_000_000_000) => (n / 1_000_000_000, "Gbit"),
+            n if n.is_multiple_of(1_000_000) => (n / 1_000_000, "Mbit"),
+            n if n.is_multiple_of(1_000) => (n / 1_000, "Kbit"),
             n => (n, "bit"),
         };
         f.pad(&format!("{value}{unit}"))
@@ -231,9 +231,9 @@ impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (value, unit) = match self.0 {
             0 => (0, "ms"),
-            n if n % 3_600_000 == 0 => (n / 3_600_000, "h"),
-            n if n % 60_000 == 0 => (n / 60_000, "m"),
-            n if n % 1_000 == 0 => (n / 1_000, "s"),
+            n if n.is_multiple_of(3_600_000) => (n / 3_600_000, "h"),
+            n if n.is_multiple_of(60_000) => (n / 60_000, "m"),
+            n if n.is_multiple_of(1_000) => (n / 1_000, "s"),
             n => (n, "ms"),
         };
         f.pad(&format!("{value}{unit}"))

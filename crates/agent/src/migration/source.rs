@@ -1,0 +1,179 @@
+//! The source's effects.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use limosa_migration::Source;
+use limosa_migration::source::{Effect, Event, State};
+use limosa_model::{Fact, Failure, FailureKind};
+use limosa_qemu::commands::run::RunState;
+
+use super::{Conducted, Migration, lock, stream, telling};
+use crate::agent::{Agent, now_us};
+use crate::guest::Guest;
+use crate::worker;
+
+/// How long QEMU may take to cancel a stream.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+impl Conducted for Source {
+    const TICK: Event = Event::Tick;
+
+    async fn perform(agent: &Arc<Agent>, migration: &Arc<Migration>, effect: Effect) {
+        match effect {
+            Effect::StartStream => stream::start(agent, migration),
+            Effect::ContinueSwitchover => stream::continue_switchover(agent, migration).await,
+            Effect::StopStream => stop_stream(agent, migration).await,
+            Effect::ResumeGuest => resume_guest(agent, migration).await,
+            Effect::ClosePort => close_port(agent, migration).await,
+            Effect::KillQemu => kill_qemu(agent, migration).await,
+            Effect::Tell(fact) => telling::tell(agent, migration, fact),
+            Effect::Ask => telling::ask(agent, migration, false),
+            Effect::AskToRefuse => telling::ask(agent, migration, true),
+        }
+    }
+}
+
+/// The QEMU that the VM leaves, if it is still there.
+pub(super) fn guest_of(agent: &Agent, migration: &Migration) -> Option<Arc<Guest>> {
+    let ticket = migration.record().part.ticket();
+    agent.guest(ticket.vm).filter(|guest| guest.epoch() == ticket.source_epoch)
+}
+
+async fn stop_stream(agent: &Arc<Agent>, migration: &Arc<Migration>) {
+    migration.stop_watching();
+    stream::keep_figures(agent, migration).await;
+    worker::dismiss(&agent.worker_dir(migration.id())).await;
+    let Some(guest) = guest_of(agent, migration) else { return };
+    let qmp = guest.vm.qmp();
+    let cancelled = async {
+        let mut events = qmp.subscribe();
+        loop {
+            let status = qmp.query_migrate().await.map(|info| info.status);
+            match status {
+                Ok(status) if status.is_over() => return,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(migration = %migration.id(), %error, "QEMU does not say how its stream is");
+                    return;
+                }
+            }
+            if let Err(error) = qmp.migrate_cancel().await {
+                tracing::debug!(migration = %migration.id(), %error, "QEMU does not cancel");
+            }
+            // The end of the stream is an event; the question above is for those that came before.
+            let _ = tokio::time::timeout(Duration::from_millis(200), events.next()).await;
+        }
+    };
+    if tokio::time::timeout(CANCEL_LIMIT, cancelled).await.is_err() {
+        tracing::error!(migration = %migration.id(), "QEMU has not cancelled its stream in time");
+    }
+}
+
+/// Lets the guest go on as it was: running, unless a user, a disk or its own kernel had stopped it before.
+async fn resume_guest(agent: &Arc<Agent>, migration: &Arc<Migration>) {
+    let Some(guest) = guest_of(agent, migration) else { return };
+    if migration.machine::<Source>().is_none_or(|machine| machine.state != State::Resumed) {
+        return;
+    }
+    let vm = guest.id();
+    let paused = agent.record(vm).is_some_and(|record| record.paused);
+    let stands = match guest.vm.run_state().await {
+        Ok(state) => state != RunState::Running,
+        Err(error) => {
+            tracing::error!(%vm, %error, "QEMU does not say whether it runs");
+            true
+        }
+    };
+    if stands && !paused && !guest.is_held() {
+        if let Err(error) = guest.vm.qmp().cont().await {
+            migration.measure(|m| m.warnings.push(format!("the VM could not be resumed: {error}")));
+            tracing::error!(%vm, %error, "the VM could not be resumed");
+        } else {
+            migration.measure(|m| m.continued_us = Some(now_us()));
+        }
+    }
+    if let Err(error) = guest.vm.open_ports(&agent.net).await {
+        migration.measure(|m| m.warnings.push(format!("a port of the VM could not be opened: {error}")));
+        tracing::error!(%vm, %error, "a port of the VM could not be opened");
+    }
+    migration.note(agent);
+}
+
+/// The guest is about to appear elsewhere: nothing of it may leave this host any more.
+async fn close_port(agent: &Arc<Agent>, migration: &Arc<Migration>) {
+    let Some(guest) = guest_of(agent, migration) else { return };
+    if let Err(error) = guest.vm.close_ports(&agent.net).await {
+        migration.measure(|m| m.warnings.push(format!("a port of the VM could not be closed: {error}")));
+    }
+}
+
+async fn kill_qemu(agent: &Arc<Agent>, migration: &Arc<Migration>) {
+    migration.stop_watching();
+    stream::keep_figures(agent, migration).await;
+    worker::dismiss(&agent.worker_dir(migration.id())).await;
+    if let Some(guest) = guest_of(agent, migration) {
+        if let Err(error) = guest.dismiss().await {
+            // Without its death there is no going on; the timer asks for it again.
+            tracing::error!(migration = %migration.id(), %error, "the VM's QEMU could not be ended");
+            return;
+        }
+        agent.remove_guest(&guest);
+    }
+    let ticket = migration.record().part.ticket();
+    if agent.record(ticket.vm).is_some_and(|record| record.epoch == ticket.source_epoch) {
+        agent.forget_record(ticket.vm);
+    }
+    migration.note(agent);
+    migration.post_source(Event::QemuGone);
+}
+
+impl Migration {
+    /// Once both memories are known, or where they need not be compared, the destination's `loaded` counts.
+    pub(super) fn compare_memory(&self) {
+        let wanted = self.record().order.options.compare_memory;
+        let ticket = self.record().part.ticket();
+        {
+            let live = lock(&self.live);
+            if !live.loaded_waits {
+                return;
+            }
+            if wanted {
+                match (&live.own_memory, &live.peer_memory) {
+                    (Some(own), Some(peer)) if own == peer => {}
+                    (None, _) => return,
+                    (Some(own), peer) => {
+                        let differs = Failure::new(
+                            FailureKind::Peer,
+                            format!("the two memories differ: {own} here, {peer:?} on the destination"),
+                            "this must not be: keep both hosts' logs and report it",
+                        );
+                        drop(live);
+                        self.fail(differs);
+                        self.post_source(Event::Abort);
+                        return;
+                    }
+                }
+            }
+        }
+        self.measure(|m| m.memory_compared = wanted);
+        self.post_source(Event::Loaded(ticket));
+    }
+
+    /// What a task finds wrong ends the migration, as long as it can be ended.
+    pub(super) fn abort_source(&self, failure: Failure) {
+        self.fail(failure);
+        self.post_source(Event::Abort);
+    }
+}
+
+/// Whether QEMU's end of this migration must not be touched any more.
+pub(super) fn is_decided(migration: &Migration) -> bool {
+    migration.machine::<Source>().and_then(|machine| machine.fact()).is_some_and(|fact| fact != Fact::Resumed)
+}
+
+/// A failure of the worker's process.
+pub(super) fn worker_failure(doing: &str, error: &io::Error) -> Failure {
+    worker::failure(doing, error)
+}

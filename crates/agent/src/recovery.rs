@@ -1,0 +1,133 @@
+//! What an agent does when it comes back: finds its VMs, looks what its migrations' QEMUs do, and goes on.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use limosa_migration::{Ticket, destination, source};
+use limosa_model::VmId;
+use limosa_qemu::commands::migration::MigrationStatus;
+use limosa_qemu::commands::run::RunState;
+use limosa_vm::adopt_all;
+
+use crate::AgentError;
+use crate::agent::Agent;
+use crate::guest::{self, Guest};
+use crate::ledger::{MigrationRecord, Part, VmRecord};
+use crate::migration::{First, Sight, take_up};
+
+/// Takes up everything that was here before.
+pub(crate) async fn recover(agent: &Arc<Agent>) -> Result<(), AgentError> {
+    let mut seen: HashSet<VmId> = HashSet::new();
+    for adopted in adopt_all(&agent.runtime_root(), &agent.net).await? {
+        match adopted.handle {
+            Ok(vm) if seen.insert(adopted.vm) => {
+                tracing::info!(vm = %adopted.vm, epoch = %adopted.epoch, "adopted");
+                let guest = Guest::new(vm);
+                agent.add_guest(guest.clone());
+                guest::watch(agent, &guest);
+            }
+            Ok(_) => {
+                tracing::error!(vm = %adopted.vm, epoch = %adopted.epoch, "a second QEMU of one VM was found; it is left alone and shown to nobody");
+            }
+            Err(error) => {
+                tracing::error!(vm = %adopted.vm, epoch = %adopted.epoch, %error, "a QEMU cannot be spoken to");
+            }
+        }
+    }
+    let migrations = agent.ledger.migrations()?;
+    for record in agent.ledger.vms()? {
+        take_vm(agent, record).await;
+    }
+    if agent.ledger.is_fresh() {
+        adopt_without_journal(agent);
+    }
+    for record in migrations {
+        go_on(agent, record).await;
+    }
+    Ok(())
+}
+
+/// A VM that the journal knows is running, or it has ended for good.
+async fn take_vm(agent: &Arc<Agent>, record: VmRecord) {
+    let (vm, epoch) = (record.target.vm, record.epoch);
+    let runs = agent.guest(vm).filter(|guest| guest.epoch() == epoch);
+    let ended = record.ended.is_some();
+    let rebooted = record.boot != agent.boot;
+    agent.load_record(record);
+    agent.see_epoch(epoch);
+    match runs {
+        Some(_) => {}
+        None if ended => {}
+        None if rebooted => guest::end_record(agent, vm, epoch, "the host was booted"),
+        None => guest::end_record(agent, vm, epoch, "QEMU had ended when the agent came back"),
+    }
+}
+
+/// The journal is lost: what runs says itself who it is and by which right. What stands still is in doubt, and its
+/// migrations are asked for at the server.
+fn adopt_without_journal(agent: &Arc<Agent>) {
+    for guest in agent.guests() {
+        agent.see_epoch(guest.epoch());
+        if guest.vm.migration().is_some() {
+            continue;
+        }
+        tracing::warn!(vm = %guest.id(), epoch = %guest.epoch(), "adopted without a journal");
+    }
+}
+
+/// Where a migration is, by what its QEMU does.
+async fn go_on(agent: &Arc<Agent>, record: MigrationRecord) {
+    let ticket = record.part.ticket();
+    let rebooted = record.boot != agent.boot;
+    let sight = match record.part {
+        Part::Source(_) => Sight::Source(source_sight(agent, &ticket).await),
+        Part::Destination(_) if rebooted => Sight::Destination(destination::Sight::Rebooted),
+        Part::Destination(_) => Sight::Destination(destination_sight(agent, &ticket).await),
+    };
+    tracing::info!(migration = %ticket.migration, state = record.part.state_name(), "taken up again");
+    take_up(agent, record, First::Restarted(sight));
+}
+
+/// What the source's QEMU does.
+pub(crate) async fn source_sight(agent: &Agent, ticket: &Ticket) -> source::Sight {
+    let Some(guest) = agent.guest(ticket.vm).filter(|g| g.epoch() == ticket.source_epoch) else {
+        return source::Sight::Gone;
+    };
+    let info = guest.vm.qmp().query_migrate().await;
+    let state = guest.vm.run_state().await;
+    match (info.map(|info| info.status), state) {
+        (_, Ok(RunState::PostMigrate)) => source::Sight::PostMigrate,
+        (Ok(MigrationStatus::PreSwitchover | MigrationStatus::Device), _) => source::Sight::Stopped,
+        (Ok(MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::Cancelling), _) => {
+            source::Sight::Failed
+        }
+        // A QEMU that has come by a migration remembers that one as completed.
+        (Ok(MigrationStatus::None | MigrationStatus::Completed), _) => source::Sight::NotMigrating,
+        (Ok(_), _) => source::Sight::Sending,
+        (Err(_), _) if !guest.vm.process().is_alive() => source::Sight::Gone,
+        (Err(_), _) => source::Sight::Sending,
+    }
+}
+
+/// What the destination's QEMU does.
+pub(crate) async fn destination_sight(agent: &Agent, ticket: &Ticket) -> destination::Sight {
+    let Some(guest) = agent.guest(ticket.vm).filter(|g| g.epoch() == ticket.epoch) else {
+        return destination::Sight::Gone;
+    };
+    let state = guest.vm.run_state().await;
+    let loaded = guest.vm.qmp().query_migrate().await.is_ok_and(|i| i.status == MigrationStatus::Completed);
+    match state {
+        Ok(RunState::Running) => destination::Sight::Running,
+        Ok(RunState::InMigrate) => destination::Sight::Incoming,
+        Ok(_) if !loaded => destination::Sight::Incoming,
+        Ok(_) => match guest.vm.qmp().query_named_block_nodes().await {
+            // Without disks, or before QEMU 10, nothing tells whether they were taken: it may have run.
+            Ok(nodes) if !nodes.is_empty() && nodes.iter().all(|node| node.is_active == Some(false)) => {
+                destination::Sight::Loaded
+            }
+            _ => destination::Sight::Activated,
+        },
+        Err(_) if !guest.vm.process().is_alive() => destination::Sight::Gone,
+        Err(_) => destination::Sight::Incoming,
+    }
+}
