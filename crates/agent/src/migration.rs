@@ -434,7 +434,7 @@ fn phase_of(part: &Part) -> Phase {
             S::Transferring => Phase::Transfer,
             S::Switching { .. } => Phase::Switchover,
             S::HandedOver { .. } | S::InDoubt => Phase::Handover,
-            S::Resumed | S::Releasing | S::Released => Phase::Finish,
+            S::Resumed { .. } | S::Releasing | S::Released => Phase::Finish,
         },
         Part::Destination(machine) => match machine.state {
             D::Reserving => Phase::Reserve,

@@ -53,7 +53,10 @@ pub enum State {
         run: bool,
     },
     /// The right to run stays here for good, as far as this migration is concerned.
-    Resumed,
+    Resumed {
+        /// Whether the guest goes on as it was before, so that it is not let go again against a user's later pause.
+        going: bool,
+    },
     /// The VM is on the destination, or lost with it: the own QEMU is being ended.
     Releasing,
     /// No QEMU of this VM is left here.
@@ -97,6 +100,8 @@ pub enum Event {
     Heard(Told),
     /// Something failed, a user cancelled, or the switchover took too long.
     Abort,
+    /// After the migration's end the guest goes on as it was before it.
+    Going,
     /// The own QEMU is gone.
     QemuGone,
     /// The server says that the destination will never tell a fact, and that the VM is to be taken as crashed.
@@ -116,7 +121,7 @@ pub enum Effect {
     ContinueSwitchover,
     /// End the stream and whatever carries it, so that nothing more reaches the destination.
     StopStream,
-    /// Let the guest go on as before: running if it ran, its port open.
+    /// Let the guest go on as before, running if it ran, its port open; then say [`Event::Going`].
     ResumeGuest,
     /// Cut the guest off the network here: it is about to appear elsewhere.
     ClosePort,
@@ -143,7 +148,7 @@ impl Machine for Source {
             _ if changed => machine.duties(event),
             _ => Vec::new(),
         };
-        let decisive = changed && machine.fact().is_some();
+        let decisive = changed && machine.fact() != self.fact();
         Step { next: machine, decisive, effects }
     }
 }
@@ -162,7 +167,9 @@ impl Source {
         let state = match sight {
             Sight::Gone => State::Released,
             Sight::PostMigrate => State::InDoubt,
-            Sight::NotMigrating | Sight::Failed | Sight::Sending | Sight::Stopped => State::Resumed,
+            Sight::NotMigrating | Sight::Failed | Sight::Sending | Sight::Stopped => {
+                State::Resumed { going: false }
+            }
         };
         Self { ticket, state }
     }
@@ -171,7 +178,7 @@ impl Source {
     pub fn fact(&self) -> Option<Fact> {
         match self.state {
             State::HandedOver { run } => Some(Fact::HandedOver { run }),
-            State::Resumed => Some(Fact::Resumed),
+            State::Resumed { .. } => Some(Fact::Resumed),
             State::Released => Some(Fact::Released),
             State::Planned
             | State::Transferring
@@ -188,7 +195,7 @@ impl Source {
 
     /// Whether nothing more happens here.
     pub fn has_ended(&self) -> bool {
-        matches!(self.state, State::Resumed | State::Released)
+        matches!(self.state, State::Resumed { going: true } | State::Released)
     }
 
     /// What to do when an agent has come back and found this state in its journal; before `Restarted`.
@@ -197,9 +204,9 @@ impl Source {
     fn recover(&self, sight: Sight) -> Option<State> {
         match (self.state, sight) {
             (State::Planned | State::Transferring | State::Switching { .. }, Sight::Gone | Sight::Failed) => {
-                Some(State::Resumed)
+                Some(State::Resumed { going: false })
             }
-            (State::Switching { .. }, Sight::NotMigrating) => Some(State::Resumed),
+            (State::Switching { .. }, Sight::NotMigrating) => Some(State::Resumed { going: false }),
             (State::Planned, _) => None,
             (State::Transferring, Sight::NotMigrating | Sight::Sending) => None,
             (State::Transferring, Sight::Stopped) => {
@@ -215,7 +222,7 @@ impl Source {
             (State::Releasing | State::InDoubt, Sight::Gone) => Some(State::Released),
             (
                 State::HandedOver { .. }
-                | State::Resumed
+                | State::Resumed { .. }
                 | State::Releasing
                 | State::Released
                 | State::InDoubt,
@@ -248,19 +255,22 @@ impl Source {
             (
                 State::Planned | State::Transferring | State::Switching { .. },
                 Event::Abort | Event::QemuGone | Event::Abandon,
-            ) => Some(State::Resumed),
+            ) => Some(State::Resumed { going: false }),
             (
                 State::Planned | State::Transferring | State::Switching { .. },
                 Event::Heard(Told { fact: Fact::Refused | Fact::Lost, .. }),
-            ) => Some(State::Resumed),
+            ) => Some(State::Resumed { going: false }),
 
             (State::HandedOver { .. } | State::InDoubt, Event::Heard(Told { fact: Fact::Refused, .. })) => {
-                Some(State::Resumed)
+                Some(State::Resumed { going: false })
             }
             (State::HandedOver { .. } | State::InDoubt, Event::Heard(Told { fact: Fact::Running, .. })) => {
                 Some(State::Releasing)
             }
             (State::HandedOver { .. } | State::InDoubt, Event::Abandon) => Some(State::Releasing),
+            (State::Resumed { going: false }, Event::Going | Event::QemuGone) => {
+                Some(State::Resumed { going: true })
+            }
             (State::Releasing | State::InDoubt, Event::QemuGone) => Some(State::Released),
             _ => None,
         }
@@ -278,8 +288,11 @@ impl Source {
             State::Switching { .. } => vec![],
             State::HandedOver { run } if tick => vec![Effect::Tell(Fact::HandedOver { run }), Effect::Ask],
             State::HandedOver { run } => vec![Effect::Tell(Fact::HandedOver { run }), Effect::ClosePort],
-            State::Resumed if tick => vec![Effect::Tell(Fact::Resumed)],
-            State::Resumed => vec![Effect::StopStream, Effect::ResumeGuest, Effect::Tell(Fact::Resumed)],
+            State::Resumed { going: true } => vec![Effect::Tell(Fact::Resumed)],
+            State::Resumed { going: false } if tick => vec![Effect::ResumeGuest, Effect::Tell(Fact::Resumed)],
+            State::Resumed { going: false } => {
+                vec![Effect::StopStream, Effect::ResumeGuest, Effect::Tell(Fact::Resumed)]
+            }
             State::Releasing => vec![Effect::KillQemu],
             State::Released => vec![Effect::Tell(Fact::Released)],
             State::InDoubt => vec![Effect::AskToRefuse],

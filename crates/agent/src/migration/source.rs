@@ -71,34 +71,42 @@ async fn stop_stream(agent: &Arc<Agent>, migration: &Arc<Migration>) {
     }
 }
 
-/// Lets the guest go on as it was: running, unless a user, a disk or its own kernel had stopped it before.
+/// Lets the guest go on as it was: running, unless a user, a disk or its own kernel had stopped it before. Where that
+/// does not succeed (another process has taken a disk meanwhile), the timer asks for it again.
 async fn resume_guest(agent: &Arc<Agent>, migration: &Arc<Migration>) {
-    let Some(guest) = guest_of(agent, migration) else { return };
-    if migration.machine::<Source>().is_none_or(|machine| machine.state != State::Resumed) {
+    let Some(guest) = guest_of(agent, migration) else {
+        migration.post_source(Event::Going);
+        return;
+    };
+    if !migration.machine::<Source>().is_some_and(|m| m.state == State::Resumed { going: false }) {
         return;
     }
     let vm = guest.id();
     let paused = agent.record(vm).is_some_and(|record| record.paused);
-    let stands = match guest.vm.run_state().await {
-        Ok(state) => state != RunState::Running,
-        Err(error) => {
-            tracing::error!(%vm, %error, "QEMU does not say whether it runs");
-            true
+    let went_on = async {
+        guest.vm.open_ports(&agent.net).await.map_err(|error| error.to_string())?;
+        let runs = guest.vm.run_state().await.map_err(|error| error.to_string())? == RunState::Running;
+        if !runs && !paused && !guest.is_held() {
+            guest.vm.qmp().cont().await.map_err(|error| error.to_string())?;
         }
+        Ok::<_, String>(())
     };
-    if stands && !paused && !guest.is_held() {
-        if let Err(error) = guest.vm.qmp().cont().await {
-            migration.measure(|m| m.warnings.push(format!("the VM could not be resumed: {error}")));
-            tracing::error!(%vm, %error, "the VM could not be resumed");
-        } else {
+    match went_on.await {
+        Ok(()) => {
             migration.measure(|m| m.continued_us = Some(now_us()));
+            migration.note(agent);
+            migration.post_source(Event::Going);
+        }
+        Err(error) => {
+            let warning = format!("the VM cannot go on at the source yet: {error}");
+            tracing::error!(%vm, warning);
+            migration.measure(|m| {
+                if !m.warnings.contains(&warning) && m.warnings.len() < 16 {
+                    m.warnings.push(warning);
+                }
+            });
         }
     }
-    if let Err(error) = guest.vm.open_ports(&agent.net).await {
-        migration.measure(|m| m.warnings.push(format!("a port of the VM could not be opened: {error}")));
-        tracing::error!(%vm, %error, "a port of the VM could not be opened");
-    }
-    migration.note(agent);
 }
 
 /// The guest is about to appear elsewhere: nothing of it may leave this host any more.

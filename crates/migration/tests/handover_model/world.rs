@@ -502,10 +502,11 @@ impl World {
                 }
             }
             Effect::ResumeGuest => {
-                let still = matches!(state.hosts[n].role(m), Some(Role::Source(s)) if s.state == source::State::Resumed);
+                let still = matches!(state.hosts[n].role(m), Some(Role::Source(s)) if matches!(s.state, source::State::Resumed { .. }));
                 if mode.is_some() && still {
                     state.run(n);
                 }
+                state.hosts[n].source(self, m, source::Event::Going);
             }
             Effect::ClosePort | Effect::Ask => {}
             Effect::KillQemu => {
