@@ -41,13 +41,20 @@ pub struct HttpClient {
     address: String,
     tls: Arc<ClientConfig>,
     authorization: Option<HeaderValue>,
+    answer_limit_bytes: usize,
     sender: Mutex<Option<Sender>>,
 }
 
 impl HttpClient {
     /// A client for `HOST:PORT`. Nothing is sent yet.
     pub fn new(address: impl Into<String>, tls: Arc<ClientConfig>) -> Self {
-        Self { address: address.into(), tls, authorization: None, sender: Mutex::new(None) }
+        Self {
+            address: address.into(),
+            tls,
+            authorization: None,
+            answer_limit_bytes: BODY_LIMIT_BYTES,
+            sender: Mutex::new(None),
+        }
     }
 
     /// The same client with a user's token, sent with every request.
@@ -62,12 +69,18 @@ impl HttpClient {
         Ok(self)
     }
 
+    /// The same client, taking answers of at most so many bytes. By default [`BODY_LIMIT_BYTES`].
+    pub fn with_answer_limit(mut self, bytes: usize) -> Self {
+        self.answer_limit_bytes = bytes;
+        self
+    }
+
     /// Where it calls.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// One request with a JSON body and its JSON answer, within `limit`.
+    /// One request with a JSON body and its JSON answer, within `limit`. An empty answer is read as `null`.
     ///
     /// # Errors
     /// [`CallError`]. Unless it is `Refused`, the request may have had its effect.
@@ -84,7 +97,8 @@ impl HttpClient {
             self.read(response).await
         };
         let body = self.within(limit, answer).await?;
-        serde_json::from_slice(&body)
+        let body = if body.is_empty() { b"null" } else { body.as_ref() };
+        serde_json::from_slice(body)
             .map_err(|error| self.protocol(&format!("its answer is not as expected: {error}")))
     }
 
@@ -235,8 +249,9 @@ impl HttpClient {
         let mut read = Vec::new();
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|error| self.unreachable(error))?;
-            if read.len() + piece.len() > BODY_LIMIT_BYTES {
-                return Err(self.protocol(&format!("its answer is longer than {BODY_LIMIT_BYTES} bytes")));
+            if read.len() + piece.len() > self.answer_limit_bytes {
+                let limit = self.answer_limit_bytes;
+                return Err(self.protocol(&format!("its answer is longer than {limit} bytes")));
             }
             read.extend_from_slice(&piece);
         }
