@@ -333,6 +333,45 @@ async fn slow_requests_are_cut_off() {
     }
 }
 
+#[tokio::test]
+async fn a_peer_that_speaks_rubbish_is_an_error_and_nothing_else() {
+    let cluster = Cluster::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let client = cluster.client(listener.local_addr().unwrap(), None, Identity::Server);
+    let tls = server_config(&cluster.issue(Identity::Server), cluster.ca.certificate(), ClientAuth::Optional)
+        .unwrap();
+    tokio::spawn(async move {
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+        loop {
+            let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+            let _ = stream.write_all(&[0xa5; 4096]).await;
+        }
+    });
+    is_unreachable(who(&client).await, "http2");
+    is_unreachable(client.upgrade("/echo", ECHO, LIMIT).await.map(drop), "invalid");
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_given_up_after_the_calls_limit() {
+    let cluster = Cluster::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let client = cluster.client(listener.local_addr().unwrap(), None, Identity::Server);
+    let answer = client.call::<()>(Method::GET, "/who", None::<&()>, Duration::from_millis(50)).await;
+    is_unreachable(answer, "no answer within 50ms");
+}
+
+#[tokio::test]
+async fn an_answer_over_the_limit_is_not_taken() {
+    let cluster = Cluster::new();
+    let (address, _end) = cluster.listen(Identity::Server, ClientAuth::Optional, Limits::default()).await;
+    let client = cluster.client(address, Some(cluster.host), Identity::Server).with_answer_limit(16);
+    let error = who(&client).await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::Protocol { why, .. } if why.contains("longer than 16 bytes")),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_request_is_answered_for_the_given_identity_alone() {
     let cluster = Cluster::new();

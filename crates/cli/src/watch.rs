@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use limosa_api::client::CallError;
-use limosa_api::rest::{Task, TaskState};
+use limosa_api::rest::{Event, Task, TaskState};
 use limosa_model::Phase;
 use tokio::time::{Instant, sleep};
 
@@ -65,6 +65,35 @@ async fn follow_one(cluster: &Cluster, mut task: Task, mut view: View) -> Result
     Ok(task)
 }
 
+/// Shows events from a revision on, for ever. None is missed and none is shown twice, whoever is restarted meanwhile.
+///
+/// # Errors
+/// What `show` says; what the server answers; or that it stays away.
+pub async fn follow_events(
+    cluster: &Cluster,
+    mut from: u64,
+    show: impl Fn(&Event) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let mut heard = Instant::now();
+    loop {
+        let told: Result<(), CliError> = async {
+            let mut stream = cluster.watch_events(from).await?;
+            while let Some(event) = stream.next().await? {
+                show(&event)?;
+                from = event.revision + 1;
+                heard = Instant::now();
+            }
+            heard = Instant::now();
+            Ok(())
+        }
+        .await;
+        match told {
+            Err(error) if !is_away(&error) || heard.elapsed() >= PATIENCE => return Err(error),
+            Ok(()) | Err(_) => sleep(BETWEEN_TRIES).await,
+        }
+    }
+}
+
 /// Takes in what the server tells of a task until it has ended or the stream does.
 async fn updates(
     cluster: &Cluster,
@@ -102,7 +131,7 @@ impl View {
     fn new(show: Show, bars: &MultiProgress) -> Self {
         match show {
             Show::People if stderr().is_terminal() => {
-                let style = ProgressStyle::with_template("{prefix:<20} {bar:24} {pos:>3} % {wide_msg}");
+                let style = ProgressStyle::with_template("{prefix:<20} {bar:30} {pos:>3} %\n  {wide_msg}");
                 let bar = ProgressBar::new(100).with_style(style.expect("a fixed template"));
                 Self::Bar(bars.add(bar))
             }
@@ -149,7 +178,7 @@ impl View {
     }
 }
 
-/// Which updates are worth a line: another state or phase, or ten percent more.
+/// Which updates are worth a line: another state or phase, or ten percent more. The end is told by whoever asked.
 #[derive(Debug, Default)]
 struct Lines {
     last: Option<(TaskState, Option<Phase>, u8)>,
@@ -160,7 +189,7 @@ impl Lines {
     fn is_news(&mut self, task: &Task) -> bool {
         let is = (task.state, task.phase, task.percent / 10);
         self.waits = false;
-        self.last.replace(is) != Some(is)
+        self.last.replace(is) != Some(is) && !task.state.has_ended()
     }
 }
 
@@ -199,7 +228,8 @@ mod tests {
             (at(12, Phase::Transfer), true),
             (at(19, Phase::Transfer), false),
         ];
-        for (task, is_news) in news {
+        let ended = Task { state: TaskState::Succeeded, ..at(100, Phase::Finish) };
+        for (task, is_news) in news.into_iter().chain([(ended, false)]) {
             assert_eq!(lines.is_news(&task), is_news, "{}", render::progress(&task).line());
         }
     }

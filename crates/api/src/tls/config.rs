@@ -197,3 +197,34 @@ impl ServerCertVerifier for Expect {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use limosa_model::HostId;
+
+    use super::*;
+    use crate::tls::Ca;
+
+    #[test]
+    fn a_certificate_is_taken_for_its_identity_within_its_time_alone() {
+        let ca = Ca::create("test").unwrap();
+        let host = Identity::Host(HostId::new());
+        let credential = ca.issue(host, &[]).unwrap();
+        let at = |days: i64, identity| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            let day = Duration::from_secs(24 * 60 * 60);
+            let shift = day * u32::try_from(days.abs()).unwrap();
+            let time = if days < 0 { now - shift } else { now + shift };
+            verify(credential.certificate(), ca.certificate(), identity, UnixTime::since_unix_epoch(time))
+        };
+        at(0, host).unwrap();
+        at(729, host).unwrap();
+        for (days, identity) in
+            [(-2, host), (731, host), (0, Identity::Server), (0, Identity::Host(HostId::new()))]
+        {
+            at(days, identity).unwrap_err();
+        }
+    }
+}

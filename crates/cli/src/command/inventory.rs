@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use jiff::tz::TimeZone;
 use limosa_api::rest::{ConfirmRestore, CreateDatastore, CreateNetwork, CreateToken, NetworkKind};
 
 use super::{join, name, pair};
@@ -86,11 +87,12 @@ pub(super) async fn token(cluster: &Cluster, command: TokenCommand, output: Outp
     let TokenCommand::Create { host, valid_for } = command;
     let token = cluster.create_token(&CreateToken { host, valid_for_ms: valid_for }).await?;
     output.show(&token, |token| {
+        let expires = token.expires.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string();
         format!(
             "On {}, before {}:\n\n  limosa host join --listen ADDRESS {}\n\n\
              ADDRESS is that of the host on the management network. The token can be used once.",
             token.host,
-            token.expires,
+            expires,
             join::Ticket::from(token)
         )
     })

@@ -52,7 +52,7 @@ pub(super) async fn run(cluster: &Cluster, args: MigrateArgs, output: Output) ->
     failures.end()
 }
 
-/// The report, where the migration got so far that there is one.
+/// The report, where the migration got so far that there is one. Programs have it in the task's last state.
 async fn show_end(
     cluster: &Cluster,
     task: &Task,
@@ -60,19 +60,23 @@ async fn show_end(
     failures: &mut Failures,
 ) -> Result<(), CliError> {
     let ended = succeeded(task);
+    if output.is_json() {
+        failures.told(ended.err().map(|error| error.exit_code()));
+        return Ok(());
+    }
     let migration = match task.migration {
         Some(id) => Some(cluster.migration(id).await?).filter(|migration| migration.report.is_some()),
         None => None,
     };
-    if let Some(migration) = &migration {
-        output.item(migration, render::report)?;
+    match (ended, migration) {
+        (ended, Some(migration)) => {
+            output.say(&render::report(&migration))?;
+            failures.told(ended.err().map(|error| error.exit_code()));
+            Ok(())
+        }
+        (Err(error), None) => failures.take(error),
+        (Ok(()), None) => Ok(()),
     }
-    match ended {
-        Ok(()) => {}
-        Err(error) if migration.is_some() => failures.told(Some(error.exit_code())),
-        Err(error) => failures.take(error)?,
-    }
-    Ok(())
 }
 
 /// What failed among several things that were asked for. One alone is the command's own failure; of several, each

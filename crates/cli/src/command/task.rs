@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use limosa_api::rest::Event;
 use limosa_model::TaskId;
 
 use super::succeeded;
@@ -10,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::render;
-use crate::watch::{Show, follow};
+use crate::watch::{Show, follow, follow_events};
 
 pub(super) async fn run(cluster: &Cluster, command: TaskCommand, output: Output) -> Result<(), CliError> {
     match command {
@@ -23,10 +24,10 @@ pub(super) async fn run(cluster: &Cluster, command: TaskCommand, output: Output)
             let task = cluster.task(id(&task)?).await?;
             let show = if output.is_json() { Show::Programs } else { Show::People };
             for task in follow(cluster, vec![task], show).await? {
-                if let Some(migration) = task.migration {
-                    output.item(&cluster.migration(migration).await?, render::report)?;
-                } else {
-                    output.say(&render::task(&task))?;
+                match task.migration {
+                    _ if output.is_json() => {}
+                    Some(migration) => output.say(&render::report(&cluster.migration(migration).await?))?,
+                    None => output.say(&render::task(&task))?,
                 }
                 // What failed has been told by the report or the task.
                 succeeded(&task).map_err(|error| CliError::Told { code: error.exit_code() })?;
@@ -39,17 +40,9 @@ pub(super) async fn run(cluster: &Cluster, command: TaskCommand, output: Output)
 pub(super) async fn events(cluster: &Cluster, args: EventsArgs, output: Output) -> Result<(), CliError> {
     let past = cluster.events(args.from.unwrap_or(0)).await?;
     let zone = TimeZone::system();
-    for event in &past.items {
-        output.item(event, |event| render::event(event, &zone))?;
-    }
-    if !args.follow {
-        return Ok(());
-    }
-    let mut stream = cluster.watch_events(past.revision + 1).await?;
-    while let Some(event) = stream.next().await? {
-        output.item(&event, |event| render::event(event, &zone))?;
-    }
-    Ok(())
+    let show = |event: &Event| output.item(event, |event| render::event(event, &zone));
+    past.items.iter().try_for_each(show)?;
+    if args.follow { follow_events(cluster, past.revision + 1, show).await } else { Ok(()) }
 }
 
 fn id(text: &str) -> Result<TaskId, CliError> {

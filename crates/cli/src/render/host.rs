@@ -52,7 +52,7 @@ pub fn host(host: &Host, now: Timestamp) -> String {
         ("kernel", facts_of(|facts| facts.kernel.clone())),
         ("limosa", facts_of(|facts| facts.limosa_version.clone())),
         ("agent at", or_dash(host.address)),
-        ("migrates at", or_dash(host.migration_address)),
+        ("migrates at", or_dash(host.migration_address.map(|address| address.ip()))),
         ("heard of", heard_of(host, now)),
         ("strays", strays.collect::<Vec<_>>().join("\n")),
     ])

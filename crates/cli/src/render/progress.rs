@@ -1,6 +1,7 @@
 //! How far something is, on one line.
 
 use limosa_api::rest::{Task, TaskState};
+use limosa_model::Phase;
 
 use super::task::doing;
 
@@ -19,11 +20,16 @@ pub struct Progress {
 pub fn progress(task: &Task) -> Progress {
     let mut parts = Vec::new();
     match (task.state, task.phase) {
-        (TaskState::Queued, _) => parts.push("queued".to_owned()),
-        (_, Some(phase)) => parts.push(phase.to_string()),
-        (_, None) => {}
+        (TaskState::Succeeded, _) => parts.push("done".to_owned()),
+        (TaskState::Failed, _) => parts.push("failed".to_owned()),
+        (TaskState::Cancelled, _) => parts.push("cancelled".to_owned()),
+        (TaskState::Queued | TaskState::Running, Some(phase)) => parts.push(phase.to_string()),
+        (TaskState::Queued, None) => parts.push("queued".to_owned()),
+        (TaskState::Running, None) => {}
     }
-    if let Some(progress) = task.progress.as_ref().filter(|_| task.state == TaskState::Running) {
+    // Later phases move no memory: the last figures say nothing any more.
+    let transfers = task.state == TaskState::Running && task.phase == Some(Phase::Transfer);
+    if let Some(progress) = task.progress.as_ref().filter(|_| transfers) {
         parts.push(format!("{} sent, {} left", progress.wire.human(), progress.remaining.human()));
         parts.push(format!("{}, dirtied at {}", progress.rate.human(), progress.dirty_rate.human()));
         if let Some(left) = progress.left_ms {
@@ -38,7 +44,7 @@ pub fn progress(task: &Task) -> Progress {
     } else if let Some(message) = &task.message {
         parts.push(message.clone());
     }
-    if task.cancel_asked {
+    if task.cancel_asked && !task.state.has_ended() {
         parts.push("being cancelled".into());
     }
     Progress { doing: doing(task), percent: task.percent.min(100), figures: parts.join(" | ") }
@@ -54,7 +60,7 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use limosa_model::{Bandwidth, ByteSize, Millis, Phase};
+    use limosa_model::{Bandwidth, ByteSize, Millis};
 
     use super::super::task::tests::example;
     use super::*;
@@ -91,6 +97,14 @@ mod tests {
             "transfer | 412 MiB sent, 188 MiB left | 940 Mbit/s, dirtied at 120 Mbit/s | guest slowed by 20 % | \
              being cancelled"
         );
+    }
+
+    #[test]
+    fn figures_of_the_transfer_are_not_shown_after_it() {
+        let switching = Task { phase: Some(Phase::Switchover), percent: 95, ..example() };
+        assert_eq!(progress(&switching).line(), "migrate web:  95 % switchover");
+        let done = Task { state: TaskState::Succeeded, percent: 100, cancel_asked: true, ..example() };
+        assert_eq!(progress(&done).line(), "migrate web: 100 % done");
     }
 
     #[test]
