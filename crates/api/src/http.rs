@@ -1,8 +1,8 @@
 //! The listening side: HTTP/2 and HTTP/1.1 over TLS, with a limit on everything that a peer decides.
 //!
 //! A peer must finish its handshake, its headers and its body within [`Limits`]; a body is read whole before a
-//! handler runs. Who shows no certificate shares a smaller number of connections, so that strangers cannot crowd
-//! out agents. A peer that breaks the rules loses its connection or gets a [`Problem`]; nobody else notices.
+//! handler runs. Who shows no certificate shares connections and memory for bodies with others like it alone, so
+//! that strangers cannot crowd out agents. A peer that breaks the rules loses its connection or gets a [`Problem`]; nobody else notices.
 //!
 //! Handlers find out who calls by `Extension<Caller>`. [`Json`] reads bodies, and [`upgrade`] turns a request into
 //! a stream of bytes (consoles).
@@ -63,6 +63,9 @@ pub struct Limits {
     pub drain: Duration,
     /// The longest body, in bytes.
     pub body_bytes: usize,
+    /// How many bytes of bodies are held at once: so many from callers with a certificate, and so many from those
+    /// without. What comes on top is refused.
+    pub all_bodies_bytes: usize,
     /// How many handshakes are under way at once. More wait.
     pub handshakes: usize,
     /// How many connections may be open without a certificate. More are closed.
@@ -79,6 +82,7 @@ impl Default for Limits {
             body: Duration::from_secs(10),
             drain: Duration::from_secs(5),
             body_bytes: BODY_LIMIT_BYTES,
+            all_bodies_bytes: 64 * BODY_LIMIT_BYTES,
             handshakes: 64,
             anonymous: 256,
             identified: 1024,
@@ -101,8 +105,8 @@ pub async fn serve(
         acceptor: TlsAcceptor::from(tls),
         router,
         limits,
-        anonymous: Arc::new(Semaphore::new(limits.anonymous)),
-        identified: Arc::new(Semaphore::new(limits.identified)),
+        anonymous: Share::new(limits.anonymous, limits.all_bodies_bytes),
+        identified: Share::new(limits.identified, limits.all_bodies_bytes),
         closing,
     });
     let mut connections = JoinSet::new();
@@ -141,12 +145,27 @@ async fn accept(
     }
 }
 
+/// What one class of callers may take together.
+struct Share {
+    connections: Arc<Semaphore>,
+    body_bytes: Arc<Semaphore>,
+}
+
+impl Share {
+    fn new(connections: usize, body_bytes: usize) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(connections)),
+            body_bytes: Arc::new(Semaphore::new(body_bytes)),
+        }
+    }
+}
+
 struct Shared {
     acceptor: TlsAcceptor,
     router: Router,
     limits: Limits,
-    anonymous: Arc<Semaphore>,
-    identified: Arc<Semaphore>,
+    anonymous: Share,
+    identified: Share,
     closing: watch::Receiver<bool>,
 }
 
@@ -168,8 +187,7 @@ impl Shared {
         };
         drop(handshake);
         let identity = stream.get_ref().1.peer_certificates().and_then(peer_identity);
-        let slots = if identity.is_some() { &self.identified } else { &self.anonymous };
-        let Ok(_slot) = slots.clone().try_acquire_owned() else {
+        let Ok(_slot) = self.share(identity).connections.clone().try_acquire_owned() else {
             return tracing::warn!(%address, ?identity, "too many connections: one more is closed");
         };
 
@@ -197,6 +215,10 @@ impl Shared {
         }
     }
 
+    fn share(&self, identity: Option<Identity>) -> &Share {
+        if identity.is_some() { &self.identified } else { &self.anonymous }
+    }
+
     fn builder(&self) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -220,7 +242,8 @@ impl Shared {
         let body = if stated.is_some_and(|length: usize| length > self.limits.body_bytes) {
             Err(too_long(self.limits.body_bytes))
         } else {
-            match timeout(self.limits.body, whole(body, self.limits.body_bytes)).await {
+            let memory = &self.share(caller.identity).body_bytes;
+            match timeout(self.limits.body, whole(body, self.limits.body_bytes, memory)).await {
                 Ok(read) => read,
                 Err(_) => Err(Problem::new(
                     FailureKind::Timeout,
@@ -232,7 +255,8 @@ impl Shared {
         };
         match body {
             Err(problem) => problem.into_response(),
-            Ok(body) => {
+            // The memory counts as taken until the handler is through with it.
+            Ok((body, _memory)) => {
                 parts.extensions.insert(caller);
                 let request = Request::from_parts(parts, Body::from(body));
                 match self.router.clone().oneshot(request).await {
@@ -244,23 +268,35 @@ impl Shared {
     }
 }
 
-async fn whole(body: Incoming, limit_bytes: usize) -> Result<Bytes, Problem> {
+/// A body with the memory that it takes.
+async fn whole(
+    body: Incoming,
+    limit_bytes: usize,
+    memory: &Arc<Semaphore>,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
     let mut pieces = Body::new(body).into_data_stream();
     let mut read = Vec::new();
+    let mut held: Option<OwnedSemaphorePermit> = None;
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|error| {
-            Problem::new(
-                FailureKind::Invalid,
-                format!("the body of the request broke off: {error}"),
-                "send it again",
-            )
+            let why = format!("the body of the request broke off: {error}");
+            Problem::new(FailureKind::Invalid, why, "send it again")
         })?;
         if read.len() + piece.len() > limit_bytes {
             return Err(too_long(limit_bytes));
         }
+        let more =
+            u32::try_from(piece.len()).ok().and_then(|n| memory.clone().try_acquire_many_owned(n).ok());
+        let more = more.ok_or_else(|| {
+            Problem::new(FailureKind::Resource, "too many requests are being read at once", "try again later")
+        })?;
+        match &mut held {
+            Some(held) => held.merge(more),
+            None => held = Some(more),
+        }
         read.extend_from_slice(&piece);
     }
-    Ok(read.into())
+    Ok((read.into(), held))
 }
 
 fn too_long(limit_bytes: usize) -> Problem {

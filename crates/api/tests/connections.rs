@@ -78,6 +78,7 @@ fn router() -> Router {
                 Json(caller.identity.map(|identity| identity.dns_name()))
             }),
         )
+        .route("/from", get(|Extension(caller): Extension<Caller>| async move { Json(caller.address) }))
         .route("/length", post(|Json(text): Json<String>| async move { Json(text.len()) }))
         .route(
             "/refuse",
@@ -307,6 +308,32 @@ async fn strangers_cannot_crowd_out_agents() {
     who(&first).await.unwrap();
     who(&second).await.unwrap_err();
     who(&cluster.client(address, Some(cluster.host), Identity::Server)).await.unwrap();
+}
+
+#[tokio::test]
+async fn bodies_take_no_more_memory_than_they_may_and_give_it_back() {
+    let cluster = Cluster::new();
+    let limits = Limits { all_bodies_bytes: 20, ..Limits::default() };
+    let (address, _end) = cluster.listen(Identity::Server, ClientAuth::Optional, limits).await;
+    let client = cluster.client(address, None, Identity::Server);
+    for (length, taken) in [(10, true), (30, false), (10, true), (18, true), (10, true)] {
+        let answer = client.call::<usize>(Method::POST, "/length", Some(&"x".repeat(length)), LIMIT).await;
+        match answer {
+            Ok(_) => assert!(taken, "{length} bytes were taken"),
+            Err(CallError::Refused(problem)) => assert_eq!((taken, problem.status), (false, 503)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_connection_serves_many_calls() {
+    let cluster = Cluster::new();
+    let (address, _end) = cluster.listen(Identity::Server, ClientAuth::Optional, Limits::default()).await;
+    let client = cluster.client(address, None, Identity::Server);
+    let from = async || client.call::<SocketAddr>(Method::GET, "/from", None::<&()>, LIMIT).await.unwrap();
+    let first = from().await;
+    assert_eq!([from().await, from().await], [first, first]);
 }
 
 #[tokio::test]

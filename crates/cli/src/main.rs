@@ -8,14 +8,18 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use limosa_cli::args::Cli;
 use limosa_cli::error::CliError;
-use limosa_cli::{command, exit, render};
+use limosa_cli::output::Output;
+use limosa_cli::{command, exit};
 
 fn main() -> ExitCode {
     // A worker is started by its agent, with descriptors and nothing else: no threads, no runtime, no settings.
     if env::args_os().nth(1).is_some_and(|word| word == "worker") {
-        return end(limosa_worker::main(env::args_os().skip(2)).context("the worker ended"));
+        let done = limosa_worker::main(env::args_os().skip(2)).context("the worker ended");
+        return end(done, Output::default());
     }
-    end(run(Cli::parse()))
+    let cli = Cli::parse();
+    let output = Output::new(cli.output);
+    end(run(cli), output)
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -27,7 +31,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     Ok(done?)
 }
 
-fn end(done: anyhow::Result<()>) -> ExitCode {
+fn end(done: anyhow::Result<()>, output: Output) -> ExitCode {
     let Err(error) = done else {
         return ExitCode::from(exit::SUCCESS);
     };
@@ -37,10 +41,7 @@ fn end(done: anyhow::Result<()>) -> ExitCode {
             ExitCode::from(exit::SUCCESS)
         }
         Some(error) => {
-            let told = render::error(error);
-            if !told.is_empty() {
-                eprintln!("{told}");
-            }
+            output.fail(error);
             ExitCode::from(error.exit_code())
         }
         None => {

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use crate::args::Format;
 use crate::error::CliError;
+use crate::render::{Account, plain};
 
 /// Prints results in one format.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Output {
     format: Format,
 }
@@ -30,7 +31,7 @@ impl Output {
     /// [`CliError::Stream`] if nobody reads any more.
     pub fn show<T: Serialize>(self, result: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
         match self.format {
-            Format::Text => self.write(&text(result)),
+            Format::Text => self.write(&plain(&text(result))),
             Format::Json => self.write(&json(serde_json::to_string_pretty(result))),
         }
     }
@@ -41,7 +42,7 @@ impl Output {
     /// [`CliError::Stream`] if nobody reads any more.
     pub fn item<T: Serialize>(self, result: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
         match self.format {
-            Format::Text => self.write(&text(result)),
+            Format::Text => self.write(&plain(&text(result))),
             Format::Json => self.write(&json(serde_json::to_string(result))),
         }
     }
@@ -51,7 +52,18 @@ impl Output {
     /// # Errors
     /// [`CliError::Stream`] if nobody reads any more.
     pub fn say(self, text: &str) -> Result<(), CliError> {
-        if self.is_json() { Ok(()) } else { self.write(text) }
+        if self.is_json() { Ok(()) } else { self.write(&plain(text)) }
+    }
+
+    /// A failure, on the standard error stream. Nothing where all has been told.
+    pub fn fail(self, error: &CliError) {
+        let told = Account::of(error).map(|account| match self.format {
+            Format::Text => account.paragraph(),
+            Format::Json => json(serde_json::to_string(&account)),
+        });
+        if let Some(told) = told {
+            eprintln!("{told}");
+        }
     }
 
     fn write(self, text: &str) -> Result<(), CliError> {

@@ -9,12 +9,14 @@ mod task;
 mod vm;
 
 pub use cluster::{cluster, datastores, networks};
-pub use error::error;
+pub use error::{Account, error};
 pub use host::{checks, host, hosts};
 pub use migration::{plan, report};
 pub use progress::{Progress, progress};
 pub use task::{event, task, tasks};
 pub use vm::{vm, vms};
+
+use std::borrow::Cow;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
@@ -29,6 +31,12 @@ fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [Stri
         column.set_padding((0, 2));
     }
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// The text without anything that a terminal would obey: it may hold words of guests and of other hosts.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if text.contains(obeyed) { text.replace(obeyed, "\u{fffd}").into() } else { text.into() }
 }
 
 /// One thing's properties, a line each. A value of several lines goes on below its first.
@@ -123,6 +131,12 @@ mod tests {
         assert_eq!(wrap("one  two\nthree", 7), "one two\nthree");
         assert_eq!(wrap("a-word-longer-than-a-line b", 5), "a-word-longer-than-a-line\nb");
         assert_eq!(wrap("", 5), "");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_taken_out() {
+        assert_eq!(plain("a\u{1b}[2Jb\rc\u{9b}1m\td\n"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}1m\td\n");
+        assert!(matches!(plain("über"), Cow::Borrowed("über")));
     }
 
     #[test]

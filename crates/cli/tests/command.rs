@@ -100,6 +100,15 @@ async fn every_failure_ends_with_its_code_and_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn programs_get_failures_as_objects() {
+    let cluster = Cluster::start().await;
+    let ran = cluster.limosa("vm show web -o json").await;
+    let told: serde_json::Value = serde_json::from_str(&ran.err()).unwrap();
+    assert_eq!((told["code"].as_str(), told["exit_code"].as_u64()), (Some("not-found"), Some(11)));
+    assert_eq!(ran.code(), Some(11));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_trusted_by_its_authority_and_a_user_by_its_token() {
     let cluster = Cluster::start().await;
     let address = cluster.server.address().to_string();

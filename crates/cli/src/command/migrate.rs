@@ -18,7 +18,7 @@ pub(super) async fn run(cluster: &Cluster, args: MigrateArgs, output: Output) ->
         dry_run: args.dry_run,
         options: args.flags.options(),
     };
-    let mut failures = Failures::new(args.vms.len());
+    let mut failures = Failures::new(args.vms.len(), output);
     if args.dry_run {
         for vm in &args.vms {
             match cluster.plan_migration(vm, &request).await {
@@ -83,19 +83,20 @@ async fn show_end(
 /// is told when it fails, and the others go on.
 struct Failures {
     of: usize,
+    output: Output,
     first: Option<u8>,
 }
 
 impl Failures {
-    fn new(of: usize) -> Self {
-        Self { of, first: None }
+    fn new(of: usize, output: Output) -> Self {
+        Self { of, output, first: None }
     }
 
     fn take(&mut self, error: CliError) -> Result<(), CliError> {
         if self.of == 1 {
             return Err(error);
         }
-        eprintln!("{}", render::error(&error));
+        self.output.fail(&error);
         self.told(Some(error.exit_code()));
         Ok(())
     }

@@ -2,75 +2,94 @@
 
 use limosa_api::client::CallError;
 use limosa_model::{FailureKind, Outcome, Phase};
+use serde::Serialize;
 
-use super::{capital, sentence, wrap};
+use super::{capital, plain, sentence, wrap};
 use crate::error::CliError;
 
 const WIDTH: usize = 100;
 
-/// The paragraph that is printed when a command fails; nothing where all has been told.
-pub fn error(error: &CliError) -> String {
-    let text = match error {
-        CliError::Refused(problem) => {
-            tell(&problem.detail, Some(problem.code), problem.phase, problem.outcome, &problem.remedy)
-        }
-        CliError::Failed { doing, failure, outcome } => tell(
-            &format!("cannot {doing}: {}", failure.what),
-            Some(failure.kind),
-            failure.phase,
-            *outcome,
-            &failure.remedy,
-        ),
-        CliError::Call(CallError::Unreachable { address, .. }) => tell(
-            &error.to_string(),
-            None,
-            None,
-            None,
-            &format!(
-                "check that the server runs at {address}, and that `--ca` names its cluster's authority"
-            ),
-        ),
-        CliError::Call(_) => tell(
-            &error.to_string(),
-            None,
-            None,
-            None,
-            "check that `limosa` and the server have the same version",
-        ),
-        CliError::Invalid { what, remedy } => tell(what, None, None, None, remedy),
-        CliError::Told { .. } => return String::new(),
-        CliError::Interrupted { tasks } => {
-            let follow: Vec<_> = tasks.iter().map(|task| format!("`limosa task watch {task}`")).collect();
-            return format!("What was begun goes on. Follow it with {}.", follow.join(", "));
-        }
-        CliError::File { .. } | CliError::Tls(_) | CliError::Stream { .. } | CliError::Daemon { .. } => {
-            tell(&error.to_string(), None, None, None, "")
-        }
-    };
-    wrap(&format!("error: {text}"), WIDTH)
+/// What is told of a failure: to people as a paragraph, to programs as an object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Account {
+    /// What was being done and what happened.
+    pub what: String,
+    /// What kind of failure it is, where the cluster decided that.
+    pub code: Option<FailureKind>,
+    /// The phase of the migration in which it happened.
+    pub phase: Option<Phase>,
+    /// Where the VM is.
+    pub outcome: Option<Outcome>,
+    /// What to do next; empty where nobody knows.
+    pub remedy: String,
+    /// The code with which the command ends.
+    pub exit_code: u8,
 }
 
-fn tell(
-    what: &str,
-    kind: Option<FailureKind>,
-    phase: Option<Phase>,
-    outcome: Option<Outcome>,
-    remedy: &str,
-) -> String {
-    let mut text = what.trim_end_matches('.').to_owned();
-    match (kind, phase) {
-        (Some(kind), Some(phase)) => text += &format!(" ({kind}, in phase {phase})"),
-        (Some(kind), None) => text += &format!(" ({kind})"),
-        (None, _) => {}
+impl Account {
+    /// All that is known of a failure; nothing where all has been told.
+    pub fn of(error: &CliError) -> Option<Self> {
+        let bare = |remedy: String| Self {
+            what: error.to_string(),
+            code: None,
+            phase: None,
+            outcome: None,
+            remedy,
+            exit_code: error.exit_code(),
+        };
+        Some(match error {
+            CliError::Told { .. } => return None,
+            CliError::Refused(problem) => Self {
+                what: problem.detail.clone(),
+                code: Some(problem.code),
+                phase: problem.phase,
+                outcome: problem.outcome,
+                ..bare(problem.remedy.clone())
+            },
+            CliError::Failed { doing, failure, outcome } => Self {
+                what: format!("cannot {doing}: {}", failure.what),
+                code: Some(failure.kind),
+                phase: failure.phase,
+                outcome: *outcome,
+                ..bare(failure.remedy.clone())
+            },
+            CliError::Call(CallError::Unreachable { address, .. }) => bare(format!(
+                "check that the server runs at {address}, and that `--ca` names its cluster's authority"
+            )),
+            CliError::Call(_) => bare("check that `limosa` and the server have the same version".into()),
+            CliError::Invalid { remedy, .. } => bare(remedy.clone()),
+            CliError::Interrupted { tasks } => {
+                let follow: Vec<_> = tasks.iter().map(|task| format!("`limosa task watch {task}`")).collect();
+                bare(format!("follow it with {}", follow.join(", ")))
+            }
+            CliError::File { .. } | CliError::Tls(_) | CliError::Stream { .. } | CliError::Daemon { .. } => {
+                bare(String::new())
+            }
+        })
     }
-    text = sentence(&text);
-    if let Some(outcome) = outcome {
-        text += &format!(" {}", sentence(&capital(&outcome.to_string())));
+
+    /// One readable paragraph: what, why, where the VM is, what to do next.
+    pub fn paragraph(&self) -> String {
+        let mut text = format!("error: {}", self.what.trim_end_matches('.'));
+        match (self.code, self.phase) {
+            (Some(code), Some(phase)) => text += &format!(" ({code}, in phase {phase})"),
+            (Some(code), None) => text += &format!(" ({code})"),
+            (None, _) => {}
+        }
+        text = sentence(&text);
+        if let Some(outcome) = self.outcome {
+            text += &format!(" {}", sentence(&capital(&outcome.to_string())));
+        }
+        if !self.remedy.is_empty() {
+            text += &format!(" What to do: {}", sentence(&self.remedy));
+        }
+        wrap(&plain(&text), WIDTH)
     }
-    if !remedy.is_empty() {
-        text += &format!(" What to do: {}", sentence(remedy));
-    }
-    text
+}
+
+/// The paragraph that is printed when a command fails; empty where all has been told.
+pub fn error(error: &CliError) -> String {
+    Account::of(error).map(|account| account.paragraph()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -100,6 +119,18 @@ mod tests {
              `--max-downtime`, or move it when it is less busy."
         );
         assert_eq!(failed.exit_code(), 25);
+    }
+
+    #[test]
+    fn programs_get_the_same_account_as_an_object() {
+        let problem =
+            Problem::new(FailureKind::Conflict, "web moves already", "wait").with_outcome(Outcome::Unchanged);
+        let account = Account::of(&CliError::Refused(Box::new(problem))).unwrap();
+        assert_eq!(
+            serde_json::to_string(&account).unwrap(),
+            r#"{"what":"web moves already","code":"conflict","phase":null,"outcome":"unchanged","remedy":"wait","exit_code":12}"#
+        );
+        assert_eq!(Account::of(&CliError::Told { code: 12 }), None);
     }
 
     #[test]

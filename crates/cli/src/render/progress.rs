@@ -3,6 +3,7 @@
 use limosa_api::rest::{Task, TaskState};
 use limosa_model::Phase;
 
+use super::plain;
 use super::task::doing;
 
 /// One line of progress, in its parts: a terminal puts a bar between them.
@@ -47,7 +48,11 @@ pub fn progress(task: &Task) -> Progress {
     if task.cancel_asked && !task.state.has_ended() {
         parts.push("being cancelled".into());
     }
-    Progress { doing: doing(task), percent: task.percent.min(100), figures: parts.join(" | ") }
+    Progress {
+        doing: doing(task),
+        percent: task.percent.min(100),
+        figures: plain(&parts.join(" | ")).into_owned(),
+    }
 }
 
 impl Progress {
