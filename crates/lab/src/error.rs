@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use limosa_cli::error::CliError;
+
 /// The result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -81,6 +83,14 @@ pub enum Error {
         answer: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// A cluster did not do what it was asked.
+    #[error("{doing}")]
+    Cluster {
+        /// What was being done.
+        doing: String,
+        /// What it said.
+        source: Box<CliError>,
     },
     /// What was waited for did not happen in time.
     #[error("{what} did not happen within {limit:?}")]

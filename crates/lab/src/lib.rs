@@ -31,7 +31,9 @@
 
 pub mod assets;
 pub mod bare;
+pub mod cluster;
 mod command;
+pub mod demo;
 pub mod emulator;
 mod error;
 pub mod guest;

@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use limosa_lab::cluster::{Access, Cluster};
+use limosa_lab::demo::{self, End};
 use limosa_lab::emulator::{self, Loss};
 
-use limosa_lab::{Assets, Config, GuestConfig, GuestConnection, Lab, LabName, Network, Room, Shape, guest};
+use limosa_lab::{
+    Assets, Config, GuestConfig, GuestConnection, Lab, LabName, Network, Room, Shape, bare, guest,
+};
 use limosa_model::{Bandwidth, Millis};
 
 /// Hosts as network namespaces, with links that can be slowed, delayed, made lossy and cut. Takes root.
@@ -32,6 +36,24 @@ enum Action {
         /// How many hosts it has.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
         hosts: u8,
+        /// Rooms and wires alone, without a server and agents.
+        #[arg(long)]
+        bare: bool,
+    },
+    /// Show a VM that moves around the hosts while it works, watched from outside.
+    Demo {
+        /// How many hosts it moves around.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+        hosts: u8,
+        /// How often it goes all the way round.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=20))]
+        rounds: u8,
+        /// Leave the lab with its cluster and the guest up, and say how to use it.
+        #[arg(long)]
+        keep: bool,
+        /// Leave the lab up whatever happens: somebody else takes it down.
+        #[arg(long, hide = true)]
+        supervised: bool,
     },
     /// Take the lab away, whole or in pieces: its processes, namespaces and files.
     Down,
@@ -129,9 +151,14 @@ fn run(Arguments { name, action }: Arguments) -> anyhow::Result<()> {
     let state_root = limosa_lab::default_state_root();
     let open = || Lab::open(&name, &state_root);
     match action {
-        Action::Up { hosts } => {
-            let lab = Lab::up(&Config { name: name.clone(), hosts, state_root })?;
-            show(&lab)?;
+        Action::Up { hosts, bare } => up(&Config { name: name.clone(), hosts, state_root }, bare)?,
+        Action::Demo { hosts, rounds, keep, supervised } => {
+            let config = Config { name: name.clone(), hosts, state_root };
+            if supervised {
+                demo::run(&config, rounds)?;
+            } else {
+                supervise_demo(&config, rounds, keep)?;
+            }
         }
         Action::Down => Lab::remove(&name, &state_root)?,
         Action::Status => show(&open()?)?,
@@ -150,6 +177,48 @@ fn run(Arguments { name, action }: Arguments) -> anyhow::Result<()> {
         Action::Emulate { inner, outer } => emulator::run(&inner, &outer)?,
     }
     Ok(())
+}
+
+fn up(config: &Config, bare: bool) -> anyhow::Result<()> {
+    if bare {
+        return show(&Lab::up(config)?);
+    }
+    let assets = Assets::prepare()?;
+    let lab = Lab::up(config)?;
+    Cluster::start(&lab, &assets)?;
+    show(&lab)?;
+    print!("{}", usage(&lab));
+    Ok(())
+}
+
+fn supervise_demo(config: &Config, rounds: u8, keep: bool) -> anyhow::Result<()> {
+    let (hosts, rounds) = (config.hosts.to_string(), rounds.to_string());
+    let arguments =
+        ["--name", config.name.as_str(), "demo", "--supervised", "--hosts", &hosts, "--rounds", &rounds];
+    match demo::supervise(config, &arguments, keep)? {
+        End::Success if keep => print!("{}", usage(&Lab::open(&config.name, &config.state_root)?)),
+        End::Success => {}
+        End::Failure => bail!("the demo failed; what it said is above"),
+        End::Interrupted => bail!("the demo was interrupted; nothing is left of it"),
+    }
+    Ok(())
+}
+
+/// How to use a lab with a cluster.
+fn usage(lab: &Lab) -> String {
+    let program = std::env::args().next().unwrap_or_else(|| "limosa-lab".into());
+    let name =
+        if lab.name() == &LabName::default() { String::new() } else { format!(" --name {}", lab.name()) };
+    let lab_command = format!("{program}{name}");
+    format!(
+        "\nThe cluster is up. Commands run in one of its rooms, where LIMOSA_SERVER, LIMOSA_CA and LIMOSA_TOKEN are set:\n\n  \
+         {lab_command} exec server limosa host list\n  \
+         {lab_command} exec server limosa vm list\n  \
+         {lab_command} exec server limosa migrate demo --best --watch\n  \
+         {lab_command} exec server bash\n\n\
+         Links can be slowed and cut:  {lab_command} shape h2 --rate 200Mbit --delay 10ms\n\
+         To take it all down:          {lab_command} down\n"
+    )
 }
 
 fn show(lab: &Lab) -> anyhow::Result<()> {
@@ -186,11 +255,24 @@ fn show(lab: &Lab) -> anyhow::Result<()> {
 }
 
 /// Becomes the command, in the room; returns only if it cannot.
-fn exec(lab: &Lab, room: Room, command: &[OsString]) -> anyhow::Result<()> {
-    let Some((program, arguments)) = command.split_first() else { bail!("no command was given") };
+fn exec(lab: &Lab, room: Room, words: &[OsString]) -> anyhow::Result<()> {
+    let Some((program, arguments)) = words.split_first() else { bail!("no command was given") };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if let Some(access) = Access::find(lab) {
+        command.envs(access.environment()?).env("PATH", path_with_limosa()?);
+    }
     lab.namespace(room)?.enter_process()?;
-    let error = Command::new(program).args(arguments).exec();
+    let error = command.exec();
     Err(error).with_context(|| format!("run {} in {room}", program.to_string_lossy()))
+}
+
+/// The search path, with the folder of the lab's `limosa` first.
+fn path_with_limosa() -> anyhow::Result<OsString> {
+    let program = bare::program()?;
+    let folder = program.parent().map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::join_paths(folder.into_iter().chain(std::env::split_paths(&path)))?)
 }
 
 fn boot(lab: &Lab, config: &GuestConfig) -> anyhow::Result<()> {
