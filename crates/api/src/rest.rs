@@ -33,7 +33,7 @@
 //! | `/v1/tasks/TASK?watch=true` | GET | | server-sent events `task`, each a [`Task`], until it has ended |
 //! | `/v1/tasks/TASK/cancel` | POST | | [`Task`] |
 //! | `/v1/events?from=REV` | GET | | [`List`] of [`Event`] |
-//! | `/v1/events?watch=true&from=REV` | GET | | server-sent events `event`, each an [`Event`] |
+//! | `/v1/events?watch=true&from=REV` | GET | | server-sent events `event`, each an [`Event`]; a `problem` ends them |
 //! | `/v1/support-bundle` | GET | | the whole state without secrets |
 //! | `/v1/openapi.json` | GET | | this, for programs; needs no token |
 

@@ -13,8 +13,7 @@ use hyper::Method;
 use limosa_api::client::{CallError, HttpClient};
 use limosa_api::http::{Caller, Json, Limits, serve, upgrade};
 use limosa_api::tls::{
-    Ca, CaCertificate, CertificateRequest, ClientAuth, Credential, Identity, TlsError, client_config,
-    client_config_pinned, server_config,
+    Ca, ClientAuth, Credential, Identity, client_config, client_config_pinned, server_config,
 };
 use limosa_api::{Problem, agent::BODY_LIMIT_BYTES};
 use limosa_model::{Failure, FailureKind, HostId, Phase};
@@ -397,85 +396,4 @@ async fn an_answer_over_the_limit_is_not_taken() {
         matches!(&error, CallError::Protocol { why, .. } if why.contains("longer than 16 bytes")),
         "{error}"
     );
-}
-
-#[test]
-fn a_request_is_answered_for_the_given_identity_alone() {
-    let cluster = Cluster::new();
-    let request = CertificateRequest::new().unwrap();
-    let certificate = cluster.ca.sign_request(request.to_pem(), cluster.host).unwrap();
-    let credential = request.complete(&certificate, cluster.ca.certificate(), cluster.host).unwrap();
-    assert_eq!(credential.identity(), cluster.host);
-
-    let complete = |certificate: &str, ca: &CaCertificate, identity| {
-        CertificateRequest::new().unwrap().complete(certificate, ca, identity)
-    };
-    for refused in [
-        complete(&certificate, cluster.ca.certificate(), cluster.host),
-        complete(&certificate, Cluster::new().ca.certificate(), cluster.host),
-        complete(&certificate, cluster.ca.certificate(), Identity::Server),
-    ] {
-        assert!(matches!(refused, Err(TlsError::WrongCertificate { .. })), "{refused:?}");
-    }
-}
-
-#[test]
-fn names_that_a_request_asks_for_are_ignored() {
-    let cluster = Cluster::new();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new([Identity::Server.dns_name()]).unwrap();
-    let request = params.serialize_request(&key).unwrap().pem().unwrap();
-    let certificate = cluster.ca.sign_request(&request, cluster.host).unwrap();
-    let certificate = PemObject::from_pem_slice(certificate.as_bytes()).unwrap();
-    assert_eq!(limosa_api::tls::peer_identity(&[certificate]), Some(cluster.host));
-}
-
-#[test]
-fn rubbish_is_no_request() {
-    let cluster = Cluster::new();
-    let good = CertificateRequest::new().unwrap().to_pem().to_owned();
-    let weak = {
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-        rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap()
-    };
-    let damaged: String = good
-        .char_indices()
-        .map(|(n, c)| if n == 120 { if c == 'A' { 'B' } else { 'A' } } else { c })
-        .collect();
-    for bad in [
-        "",
-        "-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n",
-        &weak,
-        &damaged,
-        &good.repeat(99),
-    ] {
-        let answer = cluster.ca.sign_request(bad, cluster.host);
-        assert!(matches!(answer, Err(TlsError::Malformed { .. })), "{answer:?}");
-    }
-}
-
-#[test]
-fn what_is_stored_is_loaded_the_same_and_secrets_stay_secret() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
-    let cluster = Cluster::new();
-    let path = |name: &str| folder.path().join(name);
-    cluster.ca.store(&path("ca-key.pem")).unwrap();
-    cluster.ca.store(&path("ca-key.pem")).unwrap();
-    cluster.ca.certificate().store(&path("ca.pem")).unwrap();
-    cluster.issue(cluster.host).store(&path("host.pem")).unwrap();
-
-    let ca = Ca::load(&path("ca-key.pem")).unwrap();
-    assert_eq!(ca.certificate(), &CaCertificate::load(&path("ca.pem")).unwrap());
-    let host = Credential::load(&path("host.pem")).unwrap();
-    assert_eq!(host.identity(), cluster.host);
-    server_config(&host, cluster.ca.certificate(), ClientAuth::Required).unwrap();
-    let request = CertificateRequest::new().unwrap();
-    let certificate = ca.sign_request(request.to_pem(), cluster.host).unwrap();
-    request.complete(&certificate, cluster.ca.certificate(), cluster.host).unwrap();
-
-    let mode = |name: &str| std::fs::metadata(path(name)).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode("ca-key.pem"), mode("host.pem")), (0o600, 0o600));
-    assert!(matches!(Ca::load(&path("none.pem")), Err(TlsError::File { .. })));
-    assert!(matches!(Credential::load(&path("ca.pem")), Err(TlsError::Malformed { .. })));
 }
