@@ -25,6 +25,9 @@ const SETTLED_REPORTS: u64 = 3;
 /// How often two machines have to take turns until both are quarantined.
 const ALTERNATIONS: u32 = 2;
 
+/// What an agent gives as the reason where the guest wanted its own end.
+const POWERED_OFF: &str = "the guest powered off";
+
 /// A host reports.
 pub(crate) async fn report(server: &Server, caller: HostId, report: HostReport) -> Answer<ReportAnswer> {
     if report.host != caller {
@@ -248,8 +251,9 @@ async fn conclude(
         let status = report.vms.iter().find(|status| status.vm == id && status.epoch == epoch);
         let before = vm.clone();
         match status {
+            // Without a reason it has yet to be started: the host writes down why each VM ended, for good.
             Some(status) if status.power == PowerState::Stopped => {
-                if standing.settled && !starting {
+                if standing.settled && !starting && status.reason.is_some() {
                     stopped(tx, &mut vm, host, status.reason.clone()).await?;
                 }
             }
@@ -279,7 +283,7 @@ pub(crate) async fn stopped(
 ) -> Result<(), StoreError> {
     let Some((_, epoch)) = vm.on() else { return Ok(()) };
     vm.custody = vm.custody.stopped(host.id, epoch);
-    let failure = reason.map(|why| {
+    let failure = reason.filter(|why| why != POWERED_OFF).map(|why| {
         let remedy = format!("look at the log of {} on host {}", vm.spec.name, host.name);
         Failure::new(
             FailureKind::Qemu,

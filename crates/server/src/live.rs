@@ -18,8 +18,8 @@ pub(crate) struct Live {
     pub(crate) clean_starts: HashSet<(VmId, Epoch)>,
     /// Strays that were told of.
     pub(crate) strays: HashSet<(HostId, VmId, Epoch)>,
-    /// Actions that their host has taken on.
-    pub(crate) taken_on: HashSet<(VmId, Epoch, &'static str)>,
+    /// Actions that their host has taken on, and until when they have time to come true.
+    pub(crate) taken_on: HashMap<(VmId, Epoch, &'static str), Instant>,
 }
 
 /// What a host last said.

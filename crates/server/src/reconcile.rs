@@ -5,6 +5,7 @@
 
 mod evacuate;
 mod housekeeping;
+mod lost;
 mod passage;
 mod passages;
 mod queue;
@@ -49,6 +50,7 @@ async fn pass(server: &Arc<Server>) -> Result<(), StoreError> {
     if server.is_restoring() {
         return Ok(());
     }
+    lost::lost(server).await?;
     passages::passages(server).await?;
     vms::vms(server).await?;
     evacuate::evacuations(server).await?;

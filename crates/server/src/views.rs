@@ -1,6 +1,6 @@
 //! What users see of what is kept.
 
-use limosa_api::rest::{Host, Migration, Stray, Task, TaskState, Vm, VmRef};
+use limosa_api::rest::{Host, HostState, Migration, Stray, Task, TaskState, Vm, VmRef};
 use limosa_migration::custody::At;
 use limosa_model::{Capacity, MigrationKind, Name, Phase, PowerState};
 
@@ -51,7 +51,14 @@ pub(crate) fn vm(server: &Server, snapshot: &Snapshot, vm: &VmRecord) -> Vm {
         (None, None) => None,
     };
     let host = holds.and_then(|(host, _)| snapshot.hosts.get(&host));
-    let is_heard = host.is_some_and(|host| server.host_state(host) == limosa_api::rest::HostState::Online);
+    let is_heard = host.is_some_and(|host| server.host_state(host) == HostState::Online);
+    let ends_heard = moving.is_none_or(|migration| {
+        let ends = [migration.passage.ticket.source, migration.passage.ticket.destination];
+        ends.iter().all(|end| {
+            let end = snapshot.hosts.get(end);
+            end.is_some_and(|end| server.host_state(end) == HostState::Online)
+        })
+    });
     let live = server.live();
     let status = holds.and_then(|(host, epoch)| live.vm(host, vm.id).filter(|status| status.epoch == epoch));
     let power = match (holds, status) {
@@ -59,15 +66,10 @@ pub(crate) fn vm(server: &Server, snapshot: &Snapshot, vm: &VmRecord) -> Vm {
         (Some(_), Some(status)) if is_heard => Some(status.power),
         (Some(_), _) => None,
     };
-    let ends = moving.and_then(|migration| live.migrations.get(&migration.id()));
     let in_doubt = moving.is_some_and(|migration| {
-        let handing_over = migration.passage.source.is_some() || migration.passage.destination.is_some();
-        let told = ends.iter().flat_map(|ends| ends.source.iter().chain(&ends.destination));
-        handing_over
-            && migration.passage.end().is_none()
-            && told.clone().any(|status| status.state.contains("doubt"))
-            || migration.passage.request().is_some()
-            || handing_over && migration.passage.end().is_none() && !is_heard
+        let passage = &migration.passage;
+        let handed_over = passage.source.is_some() || passage.destination.is_some();
+        passage.end().is_none() && (passage.request().is_some() || handed_over && !ends_heard)
     });
     Vm {
         id: vm.id,

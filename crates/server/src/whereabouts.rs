@@ -37,7 +37,7 @@ pub(crate) async fn ended(
         None => None,
     };
     let gone = || Failure::new(FailureKind::Conflict, "the VM has ended meanwhile", "start it first");
-    match work {
+    match &work {
         Some(Work::Stop { .. } | Work::Kill { .. }) => {
             vm.desired = DesiredPower::Stopped;
             finish(tx, vm, TaskEnd::Succeeded(None)).await?;
@@ -52,11 +52,15 @@ pub(crate) async fn ended(
     }
     let name = vm.spec.name.clone();
     if vm.desired == DesiredPower::Stopped {
+        if !matches!(work, Some(Work::Start { .. } | Work::Create { .. })) {
+            vm.reason = None;
+        }
         return tx.event("vm-stopped", subject, format!("{name} is stopped"));
     }
     match failure {
         None => {
             vm.desired = DesiredPower::Stopped;
+            start_at_next_boot(vm, host);
             tx.event("vm-stopped", subject, format!("{name} was shut down from inside"))
         }
         Some(failure) if may_restart(vm) => {
@@ -68,11 +72,15 @@ pub(crate) async fn ended(
         }
         Some(failure) => {
             vm.desired = DesiredPower::Stopped;
-            if vm.spec.policy.start_at_boot {
-                vm.at_boot = host.boot.clone().map(|boot| (host.id, boot));
-            }
+            start_at_next_boot(vm, host);
             tx.event("vm-ended", subject, format!("{name} ended: {}", failure.what))
         }
+    }
+}
+
+fn start_at_next_boot(vm: &mut VmRecord, host: &HostRecord) {
+    if vm.spec.policy.start_at_boot {
+        vm.at_boot = host.boot.clone().map(|boot| (host.id, boot));
     }
 }
 

@@ -15,7 +15,7 @@ use crate::records::{HostRecord, Work, keys};
 use crate::refused::{Answer, Refused};
 use crate::server::Server;
 use crate::tx::Tx;
-use crate::{tasks, views, whereabouts};
+use crate::{tasks, views};
 
 pub(super) async fn list(State(server): Shared) -> Answer<Json<List<Host>>> {
     let snapshot = server.snapshot().await?;
@@ -122,19 +122,11 @@ pub(super) async fn declare_lost(
 ) -> Answer<Json<Host>> {
     let (mut tx, mut host) = open(&server, &named).await?;
     refuse_unless_gone(&server, &host, ask.confirmed)?;
-    let snapshot = server.snapshot().await?;
     host.lost = true;
     let message = format!("an operator declared host {} gone for good", host.name);
     tx.event("host-lost", host.subject(), message)?;
-    tx.put(&keys::of(keys::HOSTS, host.id), &host)?;
-    if !server.is_restoring() {
-        for vm in snapshot.vms.keys() {
-            let open = snapshot.migrations.values().filter(|m| !m.closed && m.passage.ticket.vm == *vm);
-            whereabouts::lost_under(&mut tx, *vm, open.map(|m| m.id()), &host).await?;
-        }
-    }
-    server.commit(tx).await?;
-    show(State(server.clone()), Path(host.id.to_string())).await
+    // What follows for its VMs is the reconcilers'.
+    save(&server, tx, &host).await
 }
 
 /// A host that reports is not gone, and a host that is not gone would run its VMs twice.

@@ -82,20 +82,24 @@ pub(super) async fn events(State(server): Shared, Params(params): Params<WatchEv
         let items = entries.map(shown).collect::<Result<Vec<_>, _>>()?;
         return Ok(Json(List { items, revision: found.revision.0 }).into_response());
     }
-    let from = match params.from {
-        Some(from) => Revision(from),
-        None => server.store.range(Range::prefix(keys::EVENTS).limit(1)).await?.revision.next(),
+    let first = server.store.range(Range::prefix(keys::EVENTS).limit(1)).await?;
+    let from = match (params.from, first.entries.first()) {
+        (Some(0), Some(oldest)) => oldest.mod_revision,
+        (Some(from), _) if from > 0 => Revision(from),
+        _ => first.revision.next(),
     };
     let watch = server.store.watch(keys::EVENTS, from).await?;
     let mut closing = server.closing.subscribe();
-    let came = stream::unfold(watch, |mut watch| async move {
+    let came = stream::unfold(Some(watch), |watch| async move {
+        let mut watch = watch?;
         loop {
             let changes = match watch.next().await {
                 Ok(changes) => changes,
                 Err(error) => {
+                    // Too slow, or from too far in the past: the reader has to begin anew.
                     let Refused(problem) = error.into();
-                    tracing::debug!(%problem, "a watch of events is over");
-                    return None;
+                    let told = event("problem", &problem).map(Ok::<_, Infallible>);
+                    return Some((stream::iter(Vec::from_iter(told)), None));
                 }
             };
             let put = changes.events.iter().filter_map(|change| match change {
@@ -105,7 +109,7 @@ pub(super) async fn events(State(server): Shared, Params(params): Params<WatchEv
             let events: Vec<_> =
                 put.filter_map(|shown| event("event", &shown)).map(Ok::<_, Infallible>).collect();
             if !events.is_empty() {
-                return Some((stream::iter(events), watch));
+                return Some((stream::iter(events), Some(watch)));
             }
         }
     });

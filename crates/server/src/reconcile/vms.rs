@@ -1,6 +1,7 @@
 //! Brings each VM from what is to what should be: disks made, right given, started, stopped, removed.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use limosa_api::agent::{ActOnVm, DeleteDisks, MakeDisks, StartVm, VmAction};
 use limosa_api::client::CallError;
@@ -19,6 +20,9 @@ use crate::server::Server;
 use crate::snapshot::Snapshot;
 use crate::tasks::TaskEnd;
 use crate::whereabouts;
+
+/// How long after its time a stop may take to show, until the order is given again: the agent may have forgotten it.
+const STOPPING: Duration = Duration::from_secs(10);
 
 pub(super) async fn vms(server: &Arc<Server>) -> Result<(), StoreError> {
     let snapshot = server.snapshot().await?;
@@ -94,6 +98,8 @@ async fn give_right(server: &Server, snapshot: &Snapshot, vm: &VmRecord) -> Resu
             vm.custody = custody;
             (vm.journal, vm.boot) = (host.journal, host.boot.clone());
             (vm.by_start, vm.confirmed, vm.at_boot) = (true, false, None);
+            // The wish was for this start alone.
+            vm.wanted_on = None;
             if vm.spec.machine.machine_type.is_none() {
                 vm.spec.machine.machine_type = prepare::machine_type(server, snapshot, &vm.spec, host);
             }
@@ -217,9 +223,15 @@ fn act(
         _ => return,
     };
     let until_stopped = matches!(name, "stop" | "kill");
-    if until_stopped && server.live().taken_on.contains(&(vm.id, epoch, name)) {
+    let has_time =
+        server.live().taken_on.get(&(vm.id, epoch, name)).is_some_and(|until| Instant::now() < *until);
+    if until_stopped && has_time {
         return;
     }
+    let patience = match &action {
+        VmAction::Stop { timeout_ms } => timeout_ms.duration() + STOPPING,
+        _ => STOPPING,
+    };
     let (server_, host, before) = (server.clone(), host.clone(), vm.clone());
     server.dispatch(OrderKey::Vm(vm.id, name), async move {
         let server = server_;
@@ -230,11 +242,11 @@ fn act(
             Ok(status) => {
                 server.live().note_vm(host.id, status.clone());
                 if until_stopped {
-                    server.live().taken_on.insert((before.id, epoch, name));
+                    server.live().taken_on.insert((before.id, epoch, name), Instant::now() + patience);
                 }
                 change(&server, before.id, still, async |tx, vm| {
                     if status.epoch == epoch && status.power == PowerState::Stopped {
-                        return hear::stopped(tx, vm, &host, None).await;
+                        return hear::stopped(tx, vm, &host, status.reason.clone()).await;
                     }
                     if name == "set" {
                         vm.changed = vm.spec != before.spec;
@@ -247,7 +259,12 @@ fn act(
                 .map_err(stored)?;
                 Ok(Done::Changed)
             }
-            Err(CallError::Refused(problem)) if name != "set" && before.task.is_some() => {
+            // Where the VM is not there any more, the host's report says so.
+            Err(CallError::Refused(problem))
+                if name != "set"
+                    && before.task.is_some()
+                    && !matches!(problem.code, FailureKind::NotFound | FailureKind::Conflict) =>
+            {
                 let failure = Failure::from(*problem);
                 change(&server, before.id, still, async |tx, vm| {
                     if until_stopped {
