@@ -31,6 +31,7 @@
 
 pub mod assets;
 pub mod bare;
+pub mod bench;
 pub mod cluster;
 mod command;
 pub mod demo;

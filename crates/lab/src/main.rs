@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use limosa_lab::bench;
 use limosa_lab::cluster::{Access, Cluster};
 use limosa_lab::demo::{self, End};
 use limosa_lab::emulator::{self, Loss};
@@ -117,6 +118,12 @@ enum Action {
         #[arg(long)]
         disk: Option<PathBuf>,
     },
+    /// Measure Limosa beside what it is built on, in a lab of its own.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        benchmark: bench::Benchmark,
+    },
     /// Be the link emulator between two taps; the lab starts this itself.
     #[command(hide = true)]
     Emulate {
@@ -174,6 +181,7 @@ fn run(Arguments { name, action }: Arguments) -> anyhow::Result<()> {
             let config = GuestConfig { memory_mib, fill_mib, dirty_mib_s, address, disk, ..base };
             boot(&open()?, &config)?;
         }
+        Action::Bench { benchmark } => bench::run(&name, &benchmark)?,
         Action::Emulate { inner, outer } => emulator::run(&inner, &outer)?,
     }
     Ok(())
