@@ -43,16 +43,14 @@ demo: build ## Show a VM that moves around three hosts while it runs; KEEP=1 lea
 	target/debug/limosa-lab demo $(if $(KEEP),--keep)
 
 .PHONY: bench
-bench: build ## Run a benchmark, NAME=…, and write target/bench/NAME.jsonl
-	@test -n "$(NAME)" || { echo "which one? make bench NAME=…, one of:"; \
-		ls crates/lab/benches | sed -n 's/\.rs$$//p'; exit 64; }
-	mkdir -p target/bench
-	cargo bench --locked -p limosa-lab --bench $(NAME)
+bench: bootstrap ## Run a benchmark, NAME=…, and write target/bench/NAME.jsonl
+	cargo build --locked --release --bins -p limosa-cli -p limosa-lab
+	target/release/limosa-lab bench $(or $(NAME),--help)
 
 .PHONY: soak
 soak: build ## Run what takes long: many moves in a row, under load
 	cargo nextest run --locked --workspace --run-ignored only --show-progress none -E 'binary(soak)'
 
 .PHONY: clean-lab
-clean-lab: ## Take the lab away that the demo or `limosa-lab up` left
+clean-lab: ## Take the lab away that the demo, or limosa-lab up, left
 	cargo run --locked --quiet -p limosa-lab --bin limosa-lab -- down
