@@ -257,10 +257,13 @@ async fn conclude(
                     stopped(tx, &mut vm, host, status.reason.clone()).await?;
                 }
             }
-            Some(status) => shown(tx, &mut vm, host, status).await?,
+            Some(status) => {
+                shown(tx, &mut vm, host, status).await?;
+                vm.reported |= !standing.late;
+            }
             None => {
                 // It cannot be on its way: the host has had it, or never hears of it.
-                let gone = vm.confirmed || vm.journal != Some(report.journal);
+                let gone = vm.reported || vm.journal != Some(report.journal);
                 if gone && standing.settled && !starting {
                     let why = format!("host {} does not show it any more", host.name);
                     stopped(tx, &mut vm, host, Some(why)).await?;

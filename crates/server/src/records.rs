@@ -106,8 +106,11 @@ pub(crate) struct VmRecord {
     pub(crate) journal: Option<JournalId>,
     /// Whether the right was given by a start, which may be ordered again, rather than by a migration.
     pub(crate) by_start: bool,
-    /// Whether the host has shown the VM under its right.
+    /// Whether the host has said that the VM is there under its right.
     pub(crate) confirmed: bool,
+    /// Whether it has said so in a report. Only then does a later report without the VM mean that it is gone: one
+    /// that was on its way while the VM was started knows nothing of it.
+    pub(crate) reported: bool,
     /// The boot of the host under which it was last shown.
     pub(crate) boot: Option<BootId>,
     /// It is started again once this host has booted anew.

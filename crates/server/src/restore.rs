@@ -130,6 +130,7 @@ async fn rebuild(server: &Server, snapshot: &Snapshot, id: VmId) -> Answer<()> {
     vm.custody = custody;
     (vm.journal, vm.by_start, vm.boot) = (None, false, None);
     vm.confirmed = vm.on().is_some();
+    vm.reported = vm.confirmed;
     if let At::Nowhere = vm.custody.at {
         let end = crate::tasks::TaskEnd::Failed(limosa_model::Failure::new(
             limosa_model::FailureKind::Conflict,

@@ -79,7 +79,10 @@ pub(crate) fn vm(server: &Server, snapshot: &Snapshot, vm: &VmRecord) -> Vm {
         host: host.map(|host| host.name.clone()),
         epoch: holds.map(|(_, epoch)| epoch),
         power,
-        reason: status.and_then(|status| status.reason.clone()).or_else(|| vm.reason.clone()),
+        reason: match status {
+            Some(status) => status.reason.clone(),
+            None => vm.reason.clone(),
+        },
         in_doubt,
         migration: vm.moving(),
         task: vm.task,

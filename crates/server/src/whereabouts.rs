@@ -28,7 +28,7 @@ pub(crate) async fn ended(
 ) -> Result<(), StoreError> {
     let booted_since = vm.boot.is_some() && vm.boot != host.boot;
     let was_confirmed = std::mem::take(&mut vm.confirmed);
-    (vm.journal, vm.by_start, vm.changed) = (None, false, false);
+    (vm.journal, vm.by_start, vm.reported, vm.changed) = (None, false, false, false);
     vm.reason = failure.as_ref().map(|failure| failure.what.clone());
     let subject = vm.subject();
 
@@ -126,7 +126,7 @@ pub(crate) async fn heard(
         At::On { host, .. } => {
             let arrived = host == ticket.destination;
             vm.journal = if arrived { record.destination_journal } else { record.source_journal };
-            (vm.by_start, vm.confirmed) = (false, false);
+            (vm.by_start, vm.confirmed, vm.reported) = (false, false, false);
             if arrived {
                 vm.boot = host_record(tx, host).await?.and_then(|host| host.boot);
                 tx.event("vm-moved", vm.subject(), format!("{name} runs on its new host"))?;

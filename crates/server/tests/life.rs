@@ -109,9 +109,23 @@ async fn a_vm_that_is_still_being_started_is_not_taken_for_one_that_has_ended() 
         (vm.power, vm.reason) = (PowerState::Stopped, None);
     });
     cluster.restart_server().await;
-    cluster.host_until("a", |host| host.last_report.is_some()).await;
-    cluster.agent("a").report_as(|_| {}).await.unwrap();
+    cluster.heard_anew("a").await;
     assert_eq!(cluster.vm("web").await.host, Some(name("a")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_was_on_its_way_while_the_vm_was_started_says_nothing_about_it() {
+    let cluster = Cluster::with_hosts(&["a"]).await;
+    let host = cluster.agent("a").host;
+    cluster.world.with(host, |host| host.silent = true);
+    cluster.run("web", "a").await;
+    for _ in 0..3 {
+        cluster.agent("a").report_as(|report| report.vms.clear()).await.unwrap();
+    }
+    assert_eq!(cluster.vm("web").await.host, Some(name("a")));
+    cluster.world.with(host, |host| host.silent = false);
+    cluster.heard_anew("a").await;
+    assert_eq!(cluster.vm("web").await.power, Some(PowerState::Running));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,6 +115,7 @@ async fn a_cancel_behind_the_handover_is_answered_too_late_and_the_vm_is_shown_i
     cluster.world.with(source, |host| host.holds.insert(Hold::Transfer));
     let task = cluster.migrate("web", "b").await.unwrap();
     cluster.world.until(|hosts| hosts.values().filter(|host| !host.parts.is_empty()).count() == 2).await;
+    cluster.heard_anew("b").await;
     // From here on nobody can tell the destination that the source has handed over.
     cluster.agent("b").vanish();
     cluster.host_until("b", |host| host.state == HostState::Offline).await;

@@ -61,6 +61,7 @@ pub(super) async fn create(State(server): Shared, Json(ask): Json<CreateVm>) -> 
         journal: None,
         by_start: false,
         confirmed: false,
+        reported: false,
         boot: None,
         at_boot: None,
         restarts: Vec::new(),

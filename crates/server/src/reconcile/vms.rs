@@ -97,7 +97,8 @@ async fn give_right(server: &Server, snapshot: &Snapshot, vm: &VmRecord) -> Resu
         async |_, vm| {
             vm.custody = custody;
             (vm.journal, vm.boot) = (host.journal, host.boot.clone());
-            (vm.by_start, vm.confirmed, vm.at_boot) = (true, false, None);
+            (vm.by_start, vm.confirmed, vm.reported) = (true, false, false);
+            vm.at_boot = None;
             // The wish was for this start alone.
             vm.wanted_on = None;
             if vm.spec.machine.machine_type.is_none() {

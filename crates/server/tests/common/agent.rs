@@ -207,7 +207,7 @@ async fn delete_disks(
 ) -> Answer<serde_json::Value> {
     let target = for_this_journal(&shared, caller, order)?.target;
     // The datastore is shared.
-    shared.world.hosts().values_mut().for_each(|host| drop(host.disks.remove(&target.vm)));
+    shared.world.hosts().values_mut().for_each(|host| host.disks.retain(|vm| *vm != target.vm));
     shared.world.with(shared.host, |host| host.orders.push(format!("delete-disks {}", target.spec.name)));
     Ok(Json(serde_json::json!({})))
 }

@@ -230,6 +230,14 @@ impl Cluster {
         tokio::time::timeout(HANGS, look).await.expect("the host comes to that state")
     }
 
+    /// Waits until the server has heard of a host as it is now. (The first report may have been on its way.)
+    pub(crate) async fn heard_anew(&self, host: &str) {
+        for _ in 0..2 {
+            let before = self.host(host).await.last_report;
+            self.host_until(host, |host| host.last_report > before).await;
+        }
+    }
+
     async fn watch<T: DeserializeOwned>(&self, path: &str, is_so: impl Fn(&T) -> bool) -> T {
         let look = async {
             let mut bytes = self.user.stream(path, HANGS).await.expect("a stream");
