@@ -162,6 +162,7 @@ pub(crate) async fn act(agent: &Arc<Agent>, vm: VmId, order: &ActOnVm) -> Result
     let refused = |e: limosa_qemu::Error| {
         Failure::new(FailureKind::Qemu, format!("QEMU does not do it: {e}"), "see the agent's log")
     };
+    handed_over(agent, vm)?;
     match &order.action {
         VmAction::Stop { timeout_ms } => {
             guest.vm.qmp().system_powerdown().await.map_err(refused)?;
@@ -175,7 +176,6 @@ pub(crate) async fn act(agent: &Arc<Agent>, vm: VmId, order: &ActOnVm) -> Result
             guest.vm.qmp().stop().await.map_err(refused)?;
         }
         VmAction::Resume => {
-            handed_over(agent, vm)?;
             agent.put_record(VmRecord { paused: false, ..record })?;
             let state = guest.vm.run_state().await.map_err(|e| vm_failure("ask QEMU", &e))?;
             // In a switchover the guest stands still on purpose; it goes on where the migration ends.
@@ -189,10 +189,10 @@ pub(crate) async fn act(agent: &Arc<Agent>, vm: VmId, order: &ActOnVm) -> Result
     status(agent, vm).await
 }
 
-/// A VM that was handed over is not this host's to let go.
+/// A VM that was handed over, or that waits for the other host's word, is not this host's to act on.
 fn handed_over(agent: &Agent, vm: VmId) -> Result<(), Failure> {
-    match agent.open_migration_of(vm).filter(|m| !m.status().state.starts_with("planned")) {
-        Some(migration) if migration.status().fact.is_some() => Err(conflict(
+    match agent.open_migration_of(vm) {
+        Some(migration) if !migration.is_undecided() => Err(conflict(
             format!("VM {vm} is being handed over in migration {}", migration.id()),
             "ask for it on the destination",
         )),

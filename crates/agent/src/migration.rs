@@ -391,6 +391,14 @@ impl Migration {
         Ok(())
     }
 
+    /// Whether a VM that this host runs is still this host's alone.
+    pub(crate) fn is_undecided(&self) -> bool {
+        match self.record().part {
+            Part::Source(machine) => machine.can_cancel() || machine.fact() == Some(Fact::Resumed),
+            Part::Destination(machine) => machine.fact() == Some(Fact::Running),
+        }
+    }
+
     /// How this end stands.
     pub(crate) fn status(&self) -> MigrationStatus {
         let record = self.record();

@@ -74,7 +74,10 @@ pub(crate) async fn take(agent: &Arc<Agent>, order: MigrationOrder) -> Result<Mi
             crate::life::admit(agent, &record.order.target)?;
         }
     }
-    begin(agent, &record)?;
+    if let Err(failure) = begin(agent, &record) {
+        worker::dismiss(&agent.worker_dir(ticket.migration)).await;
+        return Err(failure);
+    }
     Ok(take_up(agent, record, First::Begun).status())
 }
 

@@ -56,10 +56,27 @@ async fn take_vm(agent: &Arc<Agent>, record: VmRecord) {
     agent.load_record(record);
     agent.see_epoch(epoch);
     match runs {
+        Some(guest) if !ended => go_on_starting(agent, &guest).await,
         Some(_) => {}
         None if ended => {}
         None if rebooted => guest::end_record(agent, vm, epoch, "the host was booted"),
         None => guest::end_record(agent, vm, epoch, "QEMU had ended when the agent came back"),
+    }
+}
+
+/// A VM whose start was interrupted between its QEMU's start and its own is started now.
+async fn go_on_starting(agent: &Agent, guest: &Guest) {
+    let waits = guest.vm.migration().is_none()
+        && guest.vm.run_state().await.is_ok_and(|state| state == RunState::Prelaunch)
+        && agent.record(guest.id()).is_some_and(|record| !record.paused);
+    if !waits {
+        return;
+    }
+    if let Err(error) = guest.vm.open_ports(&agent.net).await {
+        tracing::error!(vm = %guest.id(), %error, "a port of the VM could not be opened");
+    }
+    if let Err(error) = guest.vm.qmp().cont().await {
+        tracing::error!(vm = %guest.id(), %error, "a VM that was being started does not go on");
     }
 }
 

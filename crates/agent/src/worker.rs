@@ -74,10 +74,8 @@ pub(crate) fn listen_unix(path: &Path, config: &Config) -> io::Result<UnixListen
 
 /// Starts a worker with these two sockets. It is detached: it stays when the agent goes.
 pub(crate) fn spawn(dir: &WorkerDir, control: OwnedFd, listen: OwnedFd, config: &Config) -> io::Result<()> {
-    let program = match &config.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?,
-    };
+    // By this name it is found even where an upgrade has replaced the file: it is this very program.
+    let program = config.program.clone().unwrap_or_else(|| "/proc/self/exe".into());
     let log = File::options().create(true).append(true).mode(0o600).open(dir.log())?;
     let mut command = Command::new(program);
     command

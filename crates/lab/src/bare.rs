@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use limosa_api::agent::{
-    AGENT_PORT, DatastoreAt, DatastoreKind, HostReport, MigrationOptions, MigrationOrder, MigrationStatus,
-    NetworkAt, Order, Peer, Role, Signal, StartVm, VmOnHost, VmStatus,
+    AGENT_PORT, ActOnVm, DatastoreAt, DatastoreKind, DeleteDisks, HostReport, MigrationOptions,
+    MigrationOrder, MigrationStatus, NetworkAt, Order, Peer, Role, Signal, StartVm, VmAction, VmOnHost,
+    VmStatus,
 };
 use limosa_api::client::{AgentClient, CallError};
 use limosa_api::tls::{Ca, Credential, Identity, TlsError, client_config};
@@ -237,6 +238,18 @@ impl<'l> BareCluster<'l> {
         })
     }
 
+    /// A migration that nobody has heard of.
+    pub fn ticket(&mut self, from: usize, to: usize, target: &VmOnHost, source_epoch: Epoch) -> Ticket {
+        Ticket {
+            migration: MigrationId::new(),
+            vm: target.vm,
+            source: self.hosts[from].id,
+            source_epoch,
+            destination: self.hosts[to].id,
+            epoch: self.next_epoch(),
+        }
+    }
+
     /// Orders both ends of a migration. What comes after that is between the two.
     ///
     /// # Errors
@@ -249,20 +262,17 @@ impl<'l> BareCluster<'l> {
         source_epoch: Epoch,
         options: &MigrationOptions,
     ) -> std::result::Result<Ticket, CallError> {
-        let ticket = Ticket {
-            migration: MigrationId::new(),
-            vm: target.vm,
-            source: self.hosts[from].id,
-            source_epoch,
-            destination: self.hosts[to].id,
-            epoch: self.next_epoch(),
-        };
-        let fingerprint = self.put(from, to, ticket, target, options, None)?.fingerprint;
-        self.put(to, from, ticket, target, options, fingerprint)?;
+        let ticket = self.ticket(from, to, target, source_epoch);
+        let fingerprint = self.order_end(from, to, ticket, target, options, None)?.fingerprint;
+        self.order_end(to, from, ticket, target, options, fingerprint)?;
         Ok(ticket)
     }
 
-    fn put(
+    /// Orders one end of a migration.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub fn order_end(
         &self,
         at: usize,
         peer: usize,
@@ -289,6 +299,41 @@ impl<'l> BareCluster<'l> {
         )?;
         let client = self.hosts[at].client.clone();
         self.runtime.call(async move { client.put_migration(&order).await })
+    }
+
+    /// Acts on a VM as the server.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub fn act(
+        &self,
+        n: usize,
+        vm: VmId,
+        epoch: Epoch,
+        action: VmAction,
+    ) -> std::result::Result<VmStatus, CallError> {
+        let order = self.order(n, ActOnVm { epoch, action })?;
+        let client = self.hosts[n].client.clone();
+        self.runtime.call(async move { client.act(vm, &order).await })
+    }
+
+    /// Removes the disks of a VM that runs nowhere.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub fn delete_disks(&self, n: usize, target: &VmOnHost) -> std::result::Result<(), CallError> {
+        let order = self.order(n, DeleteDisks { target: target.clone() })?;
+        let client = self.hosts[n].client.clone();
+        self.runtime.call(async move { client.delete_disks(&order).await })
+    }
+
+    /// Forgets a migration that has ended.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub fn forget(&self, n: usize, migration: MigrationId) -> std::result::Result<(), CallError> {
+        let client = self.hosts[n].client.clone();
+        self.runtime.call(async move { client.delete_migration(migration).await })
     }
 
     /// How one end of a migration stands.

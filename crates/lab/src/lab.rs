@@ -169,6 +169,23 @@ impl Lab {
         Ok(directory)
     }
 
+    /// The processes that live in a room, whoever started them, with their command lines.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRoom`]; when the list of processes cannot be read.
+    pub fn processes_in(&self, room: Room) -> Result<Vec<(i32, String)>> {
+        let mut found = Vec::new();
+        for pid in self.namespace(room)?.processes()? {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+            // A zombie has no command line any more.
+            if !line.is_empty() {
+                found.push((pid, words.join(" ").trim_end().to_owned()));
+            }
+        }
+        Ok(found)
+    }
+
     /// Starts a command in a room, detached, without input, its output in a log. It outlives the caller; `/sys`
     /// shows it the room's interfaces, as on a host of its own.
     ///

@@ -55,5 +55,5 @@ pub use lab::{Config, Lab, LabGuard, default_state_root};
 pub use link::Shape;
 pub use names::{LabName, Network, Room};
 pub use namespace::Namespace;
-pub use observe::{EchoConnection, EchoSummary, PingSummary, Pinger};
+pub use observe::{Announcements, EchoConnection, EchoSummary, PingSummary, Pinger};
 pub use process::{Process, ProcessRecord};

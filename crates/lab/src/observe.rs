@@ -1,7 +1,9 @@
-//! What a guest's users would notice, watched from the client's namespace: pings and a TCP connection.
+//! What a guest's users would notice, watched from the client's namespace: pings, a TCP connection,
+//! and what hosts announce.
 //!
 //! Each observer is a thread that ends by itself after [`TIME_LIMIT`] if nobody stops it.
 
+mod announcements;
 mod echo;
 mod ping;
 
@@ -10,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+pub use announcements::Announcements;
 pub use echo::{EchoConnection, EchoSummary};
 pub use ping::{PingSummary, Pinger};
 

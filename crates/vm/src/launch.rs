@@ -132,9 +132,10 @@ fn explain(error: VmError, plan: &LaunchPlan, fdsets: &[u32]) -> VmError {
     }
 }
 
-/// Reads `Failed to get "write" lock; Is another process using the image [/dev/fdset/100]?`.
+/// Reads `Failed to get "write" lock; Is another process using the image [/dev/fdset/100]?`, with `shared` before the
+/// lock's name where the other process would not share it.
 fn fdset_of_refused_lock(log: &str) -> Option<u32> {
-    let (_, refusal) = log.split_once("Failed to get \"")?;
+    let (_, refusal) = log.split_once("Failed to get ")?;
     let (_, number) = refusal.split_once("[/dev/fdset/")?;
     number.split_once(']')?.0.parse().ok()
 }
@@ -148,6 +149,7 @@ mod tests {
         let log = "qemu-system-x86_64: -device {}: Failed to get \"write\" lock; \
                    Is another process using the image [/dev/fdset/116]?";
         assert_eq!(fdset_of_refused_lock(log), Some(116));
+        assert_eq!(fdset_of_refused_lock(&log.replace("get ", "get shared ")), Some(116));
         for other in
             ["", "Failed to get \"", "Could not open [/dev/fdset/1]", "Failed to get \"x\" [/dev/fdset/"]
         {
