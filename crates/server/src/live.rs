@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use limosa_api::agent::{HostReport, MigrationStatus, Role, VmStatus};
 use limosa_model::{BootId, Epoch, Failure, HostId, JournalId, MigrationId, Phase, Progress, VmId};
 
+/// How long it is remembered how an order fared that is not given any more.
+const KEPT: Duration = Duration::from_secs(600);
+
 /// What is only in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
@@ -16,8 +19,8 @@ pub(crate) struct Live {
     pub(crate) orders: HashMap<OrderKey, Attempt>,
     /// Starts whose every order so far was answered: only then does a refusal mean that nothing was started.
     pub(crate) clean_starts: HashSet<(VmId, Epoch)>,
-    /// Strays that were told of.
-    pub(crate) strays: HashSet<(HostId, VmId, Epoch)>,
+    /// Strays, by the report that first showed them, and whether they were told of.
+    pub(crate) strays: HashMap<(HostId, VmId, Epoch), (u64, bool)>,
     /// Actions that their host has taken on, and until when they have time to come true.
     pub(crate) taken_on: HashMap<(VmId, Epoch, &'static str), Instant>,
 }
@@ -142,6 +145,24 @@ impl Live {
             Some(Attempt::UnderWay { failed }) => *failed,
             _ => 0,
         }
+    }
+
+    /// Forgets what is about rights that are no more, and how old orders fared.
+    pub(crate) fn tidy(&mut self, holds: impl Fn(VmId, Epoch) -> bool) {
+        let now = Instant::now();
+        self.clean_starts.retain(|(vm, epoch)| holds(*vm, *epoch));
+        self.taken_on.retain(|(vm, epoch, _), _| holds(*vm, *epoch));
+        self.orders.retain(|_, attempt| match attempt {
+            Attempt::UnderWay { .. } => true,
+            Attempt::Answered { not_before } | Attempt::Failed { not_before, .. } => {
+                now.saturating_duration_since(*not_before) < KEPT
+            }
+        });
+        let shown = |host: &HostId, vm: VmId, epoch| {
+            let live = self.hosts.get(host);
+            live.is_some_and(|live| live.report.vms.iter().any(|s| s.vm == vm && s.epoch == epoch))
+        };
+        self.strays.retain(|(host, vm, epoch), _| shown(host, *vm, *epoch));
     }
 
     /// Why an order does not get through, and how often it has not.

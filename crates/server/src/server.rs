@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use limosa_api::client::AgentClient;
 use limosa_api::rest::HostState;
@@ -27,6 +27,7 @@ pub(crate) struct Server {
     pub(crate) incarnation: Incarnation,
     pub(crate) ca: Ca,
     pub(crate) store: Embedded,
+    started: Instant,
     /// While set, nothing is started, moved or restarted.
     pub(crate) restoring: AtomicBool,
     /// Counts what is worth looking at again for those who watch tasks.
@@ -61,6 +62,7 @@ impl Server {
             incarnation,
             ca,
             store,
+            started: Instant::now(),
             restoring: AtomicBool::new(restoring),
             progress: watch::Sender::new(0),
             nudge: Notify::new(),
@@ -142,6 +144,19 @@ impl Server {
     /// How long a host may be silent until it is shown as offline.
     pub(crate) fn silence(&self) -> Duration {
         self.config.report_interval_ms.duration() * self.config.missed_reports
+    }
+
+    /// Whether a host cannot be waited for. One that this server has not had the time to hear of yet can be.
+    pub(crate) fn is_away(&self, host: &HostRecord) -> bool {
+        self.host_state(host) != HostState::Online && !self.may_yet_report(host)
+    }
+
+    /// Whether a server that was started a moment ago waits for the first report of a host.
+    pub(crate) fn may_yet_report(&self, host: &HostRecord) -> bool {
+        host.refusal().is_none()
+            && host.journal.is_some()
+            && self.started.elapsed() < self.silence()
+            && !self.live().hosts.contains_key(&host.id)
     }
 
     /// Whether a host can be used. Silence says nothing about its VMs.

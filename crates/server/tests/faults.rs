@@ -124,6 +124,28 @@ async fn an_operators_word_starts_a_vm_of_a_lost_host_elsewhere_at_a_higher_epoc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_a_later_right_has_overtaken_is_ended_and_one_that_nobody_knows_is_only_shown() {
+    let cluster = Cluster::with_hosts(&["a", "b"]).await;
+    let vm = cluster.run("web", "a").await;
+    let b = cluster.agent("b").host;
+    let overtaken = cluster.world.hosts()[&cluster.agent("a").host].vms[&vm.id].clone();
+    let unknown =
+        limosa_api::agent::VmStatus { vm: limosa_model::VmId::new(), name: name("who"), ..overtaken.clone() };
+    let old = limosa_model::Epoch(overtaken.epoch.0 - 1);
+    let overtaken = limosa_api::agent::VmStatus { epoch: old, ..overtaken };
+    cluster.world.with(b, |host| {
+        host.vms.insert(overtaken.vm, overtaken);
+        host.vms.insert(unknown.vm, unknown.clone());
+    });
+    cluster.event("stray").await;
+    cluster.world.until(|hosts| hosts[&b].vms[&vm.id].power == PowerState::Stopped).await;
+    let host = cluster.host_until("b", |host| host.strays.len() == 1).await;
+    assert_eq!(host.strays[0].name, name("who"));
+    assert_eq!(cluster.world.hosts()[&b].vms[&unknown.vm].power, PowerState::Running);
+    assert_eq!(cluster.vm("web").await.host, Some(name("a")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_gone_in_the_middle_is_resolved_by_the_destinations_refusal() {
     let cluster = Cluster::with_hosts(&["a", "b"]).await;
     let vm = cluster.run("web", "a").await;

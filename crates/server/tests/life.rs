@@ -47,6 +47,16 @@ async fn a_vm_made_without_a_start_has_its_disks_and_stays_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_vm_without_disks_needs_no_host() {
+    let cluster = Cluster::with_hosts(&[]).await;
+    let mut bare = spec("web");
+    bare.disks.clear();
+    let task: Task =
+        cluster.post("/v1/vms", &CreateVm { spec: bare, start: false, host: None }).await.unwrap();
+    assert_eq!(cluster.end_of(&task).await.state, TaskState::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_start_has_a_higher_epoch() {
     let cluster = Cluster::with_hosts(&["a"]).await;
     let first = cluster.run("web", "a").await.epoch;
@@ -143,6 +153,22 @@ async fn a_server_that_comes_back_goes_on_with_what_it_had_accepted() {
     let id = cluster.vm("web").await.id;
     assert_eq!(cluster.world.runners(id), 1);
     assert_eq!(cluster.world.hosts()[&host].disks.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_was_accepted_waits_for_hosts_that_have_yet_to_report_to_a_server_that_comes_back() {
+    let mut cluster = Cluster::with_hosts(&["a"]).await;
+    let host = cluster.agent("a").host;
+    let mut bare = spec("web");
+    bare.disks.clear();
+    let ask = CreateVm { spec: bare, start: true, host: None };
+    let task: Task = cluster.post("/v1/vms", &ask).await.unwrap();
+    cluster.stop_server().await;
+    cluster.world.with(host, |host| host.silent = true);
+    cluster.start_server().await;
+    cluster.codes().await;
+    cluster.world.with(host, |host| host.silent = false);
+    assert_eq!(cluster.end_of(&task).await.state, TaskState::Succeeded);
 }
 
 #[tokio::test(flavor = "multi_thread")]

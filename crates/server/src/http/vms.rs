@@ -56,7 +56,7 @@ pub(super) async fn create(State(server): Shared, Json(ask): Json<CreateVm>) -> 
         desired: if ask.start { DesiredPower::Running } else { DesiredPower::Stopped },
         created: Timestamp::now(),
         task: None,
-        disks_made: spec.disks.is_empty() && ask.start,
+        disks_made: false,
         wanted_on: named_host(&snapshot, ask.host.as_deref())?,
         journal: None,
         by_start: false,

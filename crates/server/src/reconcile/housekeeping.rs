@@ -22,6 +22,9 @@ pub(super) async fn tidy(server: &Server) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let snapshot = server.snapshot().await?;
     let is_old = |ended: Option<Timestamp>| ended.is_some_and(|ended| now.duration_since(ended) > ENDED);
+    server.live().tidy(|vm, epoch| {
+        snapshot.vms.get(&vm).and_then(|vm| vm.on()).is_some_and(|(_, held)| held == epoch)
+    });
     let mut old: Vec<String> = Vec::new();
     let tasks = snapshot.tasks.values().filter(|record| is_old(record.task.ended));
     old.extend(tasks.map(|record| keys::of(keys::TASKS, record.task.id)));

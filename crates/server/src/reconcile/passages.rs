@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use limosa_api::agent::{MigrationOrder, Peer, Role, Signal};
 use limosa_api::client::CallError;
-use limosa_api::rest::HostState;
 use limosa_model::{Failure, FailureKind, HostId, MigrationId, Phase};
 use limosa_store::StoreError;
 
@@ -48,7 +47,7 @@ fn is_through(server: &Server, snapshot: &Snapshot, record: &MigrationRecord) ->
     }
     let away = |host: HostId| {
         let host = snapshot.hosts.get(&host);
-        host.is_none_or(|host| server.host_state(host) != HostState::Online)
+        host.is_none_or(|host| server.is_away(host))
     };
     let (source_away, destination_away) = (away(passage.ticket.source), away(passage.ticket.destination));
     let live = server.live();
@@ -149,8 +148,7 @@ impl Order {
     /// A host that does not answer the first order is not waited for: nothing has begun.
     async fn unreachable(&self, key: OrderKey, recover: bool, failure: Failure) -> Result<Done, Failure> {
         let times = self.server.live().trouble_before(key);
-        let online = self.server.host_state(&self.host) == HostState::Online;
-        if !recover && (!online || times + 1 >= FIRST_ORDERS) {
+        if !recover && (self.server.is_away(&self.host) || times + 1 >= FIRST_ORDERS) {
             self.give_up(failure.clone()).await?;
             return Ok(Done::Changed);
         }

@@ -23,6 +23,9 @@ use crate::whereabouts;
 
 pub(super) async fn queue(server: &Arc<Server>) -> Result<(), StoreError> {
     let snapshot = server.snapshot().await?;
+    if snapshot.hosts.values().any(|host| server.may_yet_report(host)) {
+        return Ok(());
+    }
     let mut under_way: HashMap<HostId, u32> = HashMap::new();
     for migration in snapshot.migrations.values().filter(|migration| migration.is_under_way()) {
         for host in [migration.passage.ticket.source, migration.passage.ticket.destination] {

@@ -31,13 +31,21 @@ fn is_end_of_passage(snapshot: &Snapshot, host: HostId, status: &VmStatus) -> bo
 pub(super) async fn strays(server: &Arc<Server>) -> Result<(), StoreError> {
     let snapshot = server.snapshot().await?;
     for host in snapshot.hosts.values().filter(|host| server.host_state(host) == HostState::Online) {
-        let shown = server.live().hosts.get(&host.id).map(|live| live.report.vms.clone()).unwrap_or_default();
+        let (shown, sequence) = match server.live().hosts.get(&host.id) {
+            Some(live) => (live.report.vms.clone(), live.report.sequence),
+            None => continue,
+        };
         for status in shown {
             if status.power == PowerState::Stopped || is_entitled(&snapshot, host.id, &status) {
                 continue;
             }
-            let is_noted = !server.live().strays.insert((host.id, status.vm, status.epoch));
-            if !is_noted {
+            let key = (host.id, status.vm, status.epoch);
+            let (first, is_told) = *server.live().strays.entry(key).or_insert((sequence, false));
+            // The report may be older than what has just ended: a later one has to show it still.
+            if first == sequence {
+                continue;
+            }
+            if !is_told {
                 let message = format!(
                     "{} runs on host {} under epoch {} without a right that the server knows of",
                     status.name, host.name, status.epoch
@@ -45,6 +53,7 @@ pub(super) async fn strays(server: &Arc<Server>) -> Result<(), StoreError> {
                 let mut tx = server.begin().await;
                 tx.event("stray", host.subject(), message)?;
                 server.commit(tx).await?;
+                server.live().strays.insert(key, (first, true));
             }
             let overtaken = snapshot.vms.get(&status.vm).is_some_and(|vm| status.epoch < vm.custody.last);
             if overtaken {

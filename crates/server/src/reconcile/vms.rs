@@ -26,14 +26,20 @@ const STOPPING: Duration = Duration::from_secs(10);
 
 pub(super) async fn vms(server: &Arc<Server>) -> Result<(), StoreError> {
     let snapshot = server.snapshot().await?;
+    let all_heard = !snapshot.hosts.values().any(|host| server.may_yet_report(host));
     for vm in snapshot.vms.values() {
         let work = vm.task.and_then(|task| snapshot.tasks.get(&task)).map(|record| &record.work);
         match (vm.custody.at, work) {
             (At::Moving(_), _) => {}
             (At::Nowhere, Some(Work::Delete { .. })) => delete(server, &snapshot, vm),
+            (At::Nowhere, _) if !vm.disks_made && vm.spec.disks.is_empty() => {
+                disks_are_made(server, vm.id).await?;
+            }
             (At::Nowhere, _) if !vm.disks_made => make_disks(server, &snapshot, vm),
             (At::Nowhere, _) if vm.desired == DesiredPower::Running => {
-                give_right(server, &snapshot, vm).await?
+                if all_heard {
+                    give_right(server, &snapshot, vm).await?;
+                }
             }
             (At::Nowhere, _) => start_after_boot(server, &snapshot, vm).await?,
             (At::On { host, epoch }, work) => {
@@ -291,6 +297,24 @@ fn host_for_disks<'s>(server: &Server, snapshot: &'s Snapshot, vm: &VmRecord) ->
     wanted.or_else(|| snapshot.hosts.values().find(usable))
 }
 
+/// All disks are there: a VM that is not to be started is made.
+async fn disks_are_made(server: &Server, id: VmId) -> Result<(), StoreError> {
+    change(
+        server,
+        id,
+        |vm| !vm.disks_made,
+        async |tx, vm| {
+            vm.disks_made = true;
+            if vm.desired == DesiredPower::Stopped {
+                let created = TaskEnd::Succeeded(Some(TaskResult::Created(id)));
+                whereabouts::finish(tx, vm, created).await?;
+            }
+            Ok(())
+        },
+    )
+    .await
+}
+
 fn make_disks(server: &Arc<Server>, snapshot: &Snapshot, vm: &VmRecord) {
     let Some(host) = host_for_disks(server, snapshot, vm).cloned() else { return };
     let (server_, id, target) = (server.clone(), vm.id, target(snapshot, vm.id, &vm.spec, &host));
@@ -299,23 +323,7 @@ fn make_disks(server: &Arc<Server>, snapshot: &Snapshot, vm: &VmRecord) {
         let order = server.order(&host, MakeDisks { target: target.clone() })?;
         let agent = server.agent_of(&host)?;
         match agent.make_disks(&order).await {
-            Ok(_) => {
-                change(
-                    &server,
-                    id,
-                    |vm| !vm.disks_made,
-                    async |tx, vm| {
-                        vm.disks_made = true;
-                        if vm.desired == DesiredPower::Stopped {
-                            let created = TaskEnd::Succeeded(Some(TaskResult::Created(id)));
-                            whereabouts::finish(tx, vm, created).await?;
-                        }
-                        Ok(())
-                    },
-                )
-                .await
-                .map_err(stored)?;
-            }
+            Ok(_) => disks_are_made(&server, id).await.map_err(stored)?,
             Err(CallError::Refused(problem)) => {
                 // Nothing is left behind of a VM that could not be made.
                 agent.delete_disks(&server.order(&host, DeleteDisks { target })?).await?;

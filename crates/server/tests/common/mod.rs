@@ -53,7 +53,7 @@ impl Cluster {
             listen: "127.0.0.1:0".parse().unwrap(),
             state_dir: dir.path().join("state"),
             report_interval_ms: Millis::new(200),
-            missed_reports: 10,
+            missed_reports: 20,
             reconcile_interval_ms: Millis::new(20),
             ..Config::default()
         };
