@@ -388,20 +388,24 @@ impl<'l> BareCluster<'l> {
 
 /// The spec of the page-stamping guest, for an agent to start.
 pub fn guest_spec(config: &GuestConfig) -> VmSpec {
+    limosa_model::toml_spec::from_toml(&guest_spec_as_toml(config)).expect("it is a spec")
+}
+
+/// The same as a user writes it.
+pub fn guest_spec_as_toml(config: &GuestConfig) -> String {
     let disk = if config.disk.is_some() {
         "[[disks]]\nname = \"root\"\ndatastore = \"shared\"\nformat = \"raw\"\nsize = \"64MiB\"\n"
     } else {
         ""
     };
-    let text = format!(
+    format!(
         "name = \"{}\"\ncpus = 1\nmemory = \"{}MiB\"\n{disk}[[nics]]\nnetwork = \"lan\"\nmac = \"{}\"\naddresses = [\"{}\"]\n[boot.kernel]\ndatastore = \"shared\"\nimage = \"vmlinuz\"\ninitrd = \"initramfs\"\ncommand_line = \"{}\"\n",
         config.name,
         config.memory_mib,
         config.mac(),
         config.address,
         config.command_line(),
-    );
-    limosa_model::toml_spec::from_toml(&text).expect("the text above is a spec")
+    )
 }
 
 /// The end of a migration that a status is of, for messages.

@@ -113,14 +113,20 @@ pub fn run(config: &Config, rounds: u8) -> Result<()> {
     }
 }
 
-/// The guest, with its disk on the shared datastore, once it has filled its memory.
+/// The guest that moves around, with a disk on the shared datastore.
+pub fn guest() -> GuestConfig {
+    let mut guest = GuestConfig::new(GUEST, Room::Host(1));
+    (guest.memory_mib, guest.fill_mib, guest.dirty_mib_s) = (512, 256, 16);
+    guest.disk = Some("on-the-shared-datastore".into());
+    guest
+}
+
+/// Starts the guest, and waits until it has filled its memory.
 ///
 /// # Errors
 /// When it does not start or does not answer.
 pub fn start_guest(cluster: &Cluster<'_>, lab: &Lab) -> Result<(GuestConfig, GuestConnection)> {
-    let mut guest = GuestConfig::new(GUEST, Room::Host(1));
-    (guest.memory_mib, guest.fill_mib, guest.dirty_mib_s) = (512, 256, 16);
-    guest.disk = Some("on-the-shared-datastore".into());
+    let guest = guest();
     cluster.create_vm(&guest_spec(&guest), guest.host)?;
     let mut connection = GuestConnection::wait(&lab.namespace(Room::Client)?, guest.address, GUEST_LIMIT)?;
     wait::until("the guest to fill its memory", GUEST_LIMIT, || {

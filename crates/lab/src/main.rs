@@ -1,6 +1,7 @@
 //! `limosa-lab`: hosts as network namespaces, from the command line.
 
 use std::ffi::OsString;
+use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use limosa_lab::bench;
 use limosa_lab::cluster::{Access, Cluster};
 use limosa_lab::demo::{self, End};
 use limosa_lab::emulator::{self, Loss};
+use limosa_lab::bench;
 
 use limosa_lab::{
     Assets, Config, GuestConfig, GuestConnection, Lab, LabName, Network, Room, Shape, bare, guest,
@@ -194,8 +195,11 @@ fn up(config: &Config, bare: bool) -> anyhow::Result<()> {
     let assets = Assets::prepare()?;
     let lab = Lab::up(config)?;
     Cluster::start(&lab, &assets)?;
+    let spec = lab.directory().join("demo.toml");
+    fs::write(&spec, bare::guest_spec_as_toml(&demo::guest()))
+        .with_context(|| format!("write {}", spec.display()))?;
     show(&lab)?;
-    print!("{}", usage(&lab));
+    print!("{}", usage(&lab, &format!("vm create -f {} --start", spec.display())));
     Ok(())
 }
 
@@ -204,7 +208,7 @@ fn supervise_demo(config: &Config, rounds: u8, keep: bool) -> anyhow::Result<()>
     let arguments =
         ["--name", config.name.as_str(), "demo", "--supervised", "--hosts", &hosts, "--rounds", &rounds];
     match demo::supervise(config, &arguments, keep)? {
-        End::Success if keep => print!("{}", usage(&Lab::open(&config.name, &config.state_root)?)),
+        End::Success if keep => print!("{}", usage(&Lab::open(&config.name, &config.state_root)?, "vm list")),
         End::Success => {}
         End::Failure => bail!("the demo failed; what it said is above"),
         End::Interrupted => bail!("the demo was interrupted; nothing is left of it"),
@@ -212,8 +216,8 @@ fn supervise_demo(config: &Config, rounds: u8, keep: bool) -> anyhow::Result<()>
     Ok(())
 }
 
-/// How to use a lab with a cluster.
-fn usage(lab: &Lab) -> String {
+/// How to use a lab with a cluster, with what to try first.
+fn usage(lab: &Lab, first: &str) -> String {
     let program = std::env::args().next().unwrap_or_else(|| "limosa-lab".into());
     let name =
         if lab.name() == &LabName::default() { String::new() } else { format!(" --name {}", lab.name()) };
@@ -221,7 +225,7 @@ fn usage(lab: &Lab) -> String {
     format!(
         "\nThe cluster is up. Commands run in one of its rooms, where LIMOSA_SERVER, LIMOSA_CA and LIMOSA_TOKEN are set:\n\n  \
          {lab_command} exec server limosa host list\n  \
-         {lab_command} exec server limosa vm list\n  \
+         {lab_command} exec server limosa {first}\n  \
          {lab_command} exec server limosa migrate demo --best --watch\n  \
          {lab_command} exec server bash\n\n\
          Links can be slowed and cut:  {lab_command} shape h2 --rate 200Mbit --delay 10ms\n\
