@@ -12,7 +12,8 @@ use limosa_api::client::{AgentClient, ServerClient};
 use limosa_api::tls::{CaCertificate, Credential, Identity, client_config};
 use limosa_model::{BootId, Capacity, Epoch, Failure, FailureKind, HostFacts, HostId, MigrationId, VmId};
 use limosa_net::Net;
-use tokio::sync::Notify;
+use limosa_vm::Process;
+use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
 use crate::guest::Guest;
@@ -34,6 +35,8 @@ pub(crate) struct Agent {
     pub servers: Vec<ServerClient>,
     /// The VMs that have a QEMU here, incoming ones included.
     guests: Mutex<HashMap<VmId, Arc<Guest>>>,
+    /// The VMs whose QEMU lives and does not answer. It may run them: they are neither gone nor anybody else's.
+    silent: watch::Sender<HashMap<VmId, Silent>>,
     /// The VMs that the journal knows.
     records: Mutex<HashMap<VmId, VmRecord>>,
     migrations: Mutex<HashMap<MigrationId, Arc<Migration>>>,
@@ -43,6 +46,13 @@ pub(crate) struct Agent {
     /// Something that the server should hear of has changed.
     pub changed: Notify,
     sequence: AtomicU64,
+}
+
+/// A QEMU that lives and does not answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Silent {
+    pub epoch: Epoch,
+    pub process: Process,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -81,6 +91,7 @@ impl Agent {
             ca,
             servers,
             guests: Mutex::default(),
+            silent: watch::Sender::new(HashMap::new()),
             records: Mutex::default(),
             migrations: Mutex::default(),
             peers: Mutex::default(),
@@ -127,6 +138,40 @@ impl Agent {
             guests.remove(&guest.id());
         }
         self.changed.notify_one();
+    }
+
+    /// The QEMU of a VM that lives and does not answer, if that is how it is.
+    pub(crate) fn silent(&self, vm: VmId) -> Option<Silent> {
+        self.silent.borrow().get(&vm).cloned()
+    }
+
+    pub(crate) fn silent_vms(&self) -> Vec<VmId> {
+        self.silent.borrow().keys().copied().collect()
+    }
+
+    pub(crate) fn note_silent(&self, vm: VmId, silent: Option<Silent>) {
+        self.silent.send_modify(|all| {
+            match silent {
+                Some(silent) => all.insert(vm, silent),
+                None => all.remove(&vm),
+            };
+        });
+        self.changed.notify_one();
+    }
+
+    /// Returns once it is known whether the VM has a QEMU here, and it can be spoken to.
+    pub(crate) async fn heard_of(&self, vm: VmId) {
+        let mut silent = self.silent.subscribe();
+        // The sender is this agent's own: it is there.
+        let _ = silent.wait_for(|all| !all.contains_key(&vm)).await;
+    }
+
+    /// Ends a QEMU that does not answer, if the VM has one under this epoch. Returns when it is gone.
+    pub(crate) async fn end_silent(&self, vm: VmId, epoch: Epoch) -> std::io::Result<()> {
+        match self.silent(vm).filter(|silent| silent.epoch == epoch) {
+            Some(silent) => silent.process.kill().await.map(drop),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn record(&self, vm: VmId) -> Option<VmRecord> {

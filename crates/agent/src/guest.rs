@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use limosa_model::{Epoch, PowerState, VmId};
 use limosa_qemu::{BlockErrorAction, Event, EventsError, TimedEvent};
@@ -9,10 +10,15 @@ use limosa_vm::{Exit, Vm, remove_runtime};
 
 use crate::agent::{Agent, now_us};
 
+/// How long a report waits for one QEMU.
+const SOON: Duration = Duration::from_millis(250);
+
 /// A QEMU with what was seen of it.
 pub(crate) struct Guest {
     pub vm: Vm,
     seen: Mutex<Seen>,
+    /// What it did when it was last asked and answered.
+    power: Mutex<PowerState>,
     /// The agent ends this QEMU on purpose: its end is no crash.
     pub dismissed: AtomicBool,
 }
@@ -31,7 +37,12 @@ pub(crate) struct Seen {
 
 impl Guest {
     pub(crate) fn new(vm: Vm) -> Arc<Self> {
-        Arc::new(Self { vm, seen: Mutex::default(), dismissed: AtomicBool::new(false) })
+        Arc::new(Self {
+            vm,
+            seen: Mutex::default(),
+            power: Mutex::new(PowerState::Paused),
+            dismissed: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn id(&self) -> VmId {
@@ -56,9 +67,16 @@ impl Guest {
         seen.io_error || seen.panicked
     }
 
-    /// What it does. QEMUs that do not answer count as paused: nothing can be said of them.
+    /// What it does; or did, where QEMU does not answer soon, as while it sends the last of a migration.
     pub(crate) async fn power(&self) -> PowerState {
-        self.vm.power_state().await.unwrap_or(PowerState::Paused)
+        let last = |known: &Mutex<PowerState>| *known.lock().unwrap_or_else(PoisonError::into_inner);
+        match tokio::time::timeout(SOON, self.vm.power_state()).await {
+            Ok(Ok(power)) => {
+                *self.power.lock().unwrap_or_else(PoisonError::into_inner) = power;
+                power
+            }
+            _ => last(&self.power),
+        }
     }
 
     /// Ends QEMU and removes what it used here. Returns when it is gone.

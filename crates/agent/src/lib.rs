@@ -27,9 +27,11 @@ mod orders;
 mod recovery;
 mod report;
 mod resolve;
+mod shutdown;
 mod start;
 mod worker;
 
 pub use config::{Config, UserConfig};
 pub use error::AgentError;
+pub use shutdown::{Stopped, stop_guests};
 pub use start::{CA, CREDENTIAL, run};

@@ -38,6 +38,15 @@ pub(crate) async fn start(agent: &Arc<Agent>, order: &StartVm) -> Result<VmStatu
             ));
         }
     }
+    if let Some(silent) = agent.silent(vm) {
+        return Err(conflict(
+            format!(
+                "VM {} has a QEMU here that does not answer, under epoch {}",
+                order.target.spec.name, silent.epoch
+            ),
+            "wait until it does, or end it with `limosa vm kill`",
+        ));
+    }
     if let Some(guest) = agent.guest(vm) {
         return Err(conflict(
             format!("VM {} has a QEMU here already, under epoch {}", order.target.spec.name, guest.epoch()),
@@ -147,6 +156,25 @@ pub(crate) fn version_of(machine_type: &str) -> (u32, u32) {
 
 /// Does something with a VM that is here under this epoch.
 pub(crate) async fn act(agent: &Arc<Agent>, vm: VmId, order: &ActOnVm) -> Result<VmStatus, Failure> {
+    if let Some(silent) = agent.silent(vm).filter(|silent| silent.epoch == order.epoch) {
+        if order.action != VmAction::Kill {
+            return Err(Failure::new(
+                FailureKind::Qemu,
+                format!("the QEMU of VM {vm} does not answer"),
+                "wait until it does, or end it with `limosa vm kill`",
+            ));
+        }
+        handed_over(agent, vm)?;
+        silent.process.kill().await.map_err(|error| {
+            Failure::new(
+                FailureKind::Qemu,
+                format!("QEMU could not be ended: {error}"),
+                "see the agent's log",
+            )
+        })?;
+        agent.heard_of(vm).await;
+        return status(agent, vm).await;
+    }
     let guest = agent.guest(vm).filter(|guest| guest.epoch() == order.epoch).ok_or_else(|| {
         Failure::new(
             FailureKind::NotFound,
@@ -229,6 +257,20 @@ fn by_force_after(agent: &Arc<Agent>, guest: &Arc<Guest>, timeout: Millis) {
 pub(crate) async fn status(agent: &Agent, vm: VmId) -> Result<VmStatus, Failure> {
     let guest = agent.guest(vm);
     let record = agent.record(vm);
+    if let Some(silent) = agent.silent(vm) {
+        let unnamed = || vm.to_string().parse().expect("a UUID has only letters, digits and hyphens");
+        return Ok(VmStatus {
+            vm,
+            name: record.map_or_else(unnamed, |record| record.target.spec.name),
+            epoch: silent.epoch,
+            power: PowerState::Paused,
+            reason: Some("its QEMU does not answer".into()),
+            migration: agent.open_migration_of(vm).map(|m| m.id()),
+            machine_type: None,
+            pid: Some(silent.process.pid()),
+            pending: vec![],
+        });
+    }
     let Some((name, epoch, pending)) = record
         .as_ref()
         .map(|r| (r.target.spec.name.clone(), r.epoch, pending(r, guest.as_deref())))

@@ -111,7 +111,7 @@ pub(crate) fn take_up(agent: &Arc<Agent>, record: MigrationRecord, first: First)
                 First::Restarted(Sight::Destination(sight)) => {
                     migration.post_destination(destination_core::Event::Restarted(sight));
                 }
-                First::Restarted(Sight::Source(_)) => {}
+                First::Restarted(Sight::Source(_)) | First::Silent => {}
             }
             tokio::spawn(conduct::<Destination>(agent.clone(), migration.clone(), receiver, effects));
             migration
@@ -125,6 +125,8 @@ pub(crate) enum First {
     Begun,
     /// It was found in the journal, or found out from QEMU.
     Restarted(Sight),
+    /// It was found in the journal, and its QEMU does not answer: what it does will be told later.
+    Silent,
 }
 
 /// What QEMU is found doing.
@@ -304,6 +306,14 @@ impl Migration {
         };
         if sent {
             let _ = stored.await;
+        }
+    }
+
+    /// What the VM's QEMU does has become known.
+    pub(crate) fn restarted(&self, sight: Sight) {
+        match sight {
+            Sight::Source(sight) => self.post_source(source_core::Event::Restarted(sight)),
+            Sight::Destination(sight) => self.post_destination(destination_core::Event::Restarted(sight)),
         }
     }
 

@@ -1,39 +1,25 @@
 //! What an agent does when it comes back: finds its VMs, looks what its migrations' QEMUs do, and goes on.
 
-use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use limosa_migration::{Ticket, destination, source};
-use limosa_model::VmId;
 use limosa_qemu::commands::migration::MigrationStatus;
 use limosa_qemu::commands::run::RunState;
-use limosa_vm::adopt_all;
+use limosa_vm::{Adopted, Vm, adopt_all, remove_runtime};
 
 use crate::AgentError;
-use crate::agent::Agent;
+use crate::agent::{Agent, Silent};
 use crate::guest::{self, Guest};
 use crate::ledger::{MigrationRecord, Part, VmRecord};
 use crate::migration::{First, Sight, take_up};
 
+/// How long a QEMU that does not answer is left alone before it is spoken to again.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Takes up everything that was here before.
 pub(crate) async fn recover(agent: &Arc<Agent>) -> Result<(), AgentError> {
-    let mut seen: HashSet<VmId> = HashSet::new();
-    for adopted in adopt_all(&agent.runtime_root(), &agent.net).await? {
-        match adopted.handle {
-            Ok(vm) if seen.insert(adopted.vm) => {
-                tracing::info!(vm = %adopted.vm, epoch = %adopted.epoch, "adopted");
-                let guest = Guest::new(vm);
-                agent.add_guest(guest.clone());
-                guest::watch(agent, &guest);
-            }
-            Ok(_) => {
-                tracing::error!(vm = %adopted.vm, epoch = %adopted.epoch, "a second QEMU of one VM was found; it is left alone and shown to nobody");
-            }
-            Err(error) => {
-                tracing::error!(vm = %adopted.vm, epoch = %adopted.epoch, %error, "a QEMU cannot be spoken to");
-            }
-        }
-    }
+    let silent = adopt(agent).await?;
     let migrations = agent.ledger.migrations()?;
     for record in agent.ledger.vms()? {
         take_vm(agent, record).await;
@@ -44,7 +30,73 @@ pub(crate) async fn recover(agent: &Arc<Agent>) -> Result<(), AgentError> {
     for record in migrations {
         go_on(agent, record).await;
     }
+    for adopted in silent {
+        tokio::spawn(listen_for(agent.clone(), adopted));
+    }
     Ok(())
+}
+
+/// Finds the QEMUs of earlier agents, and watches them. Returns those that live and do not answer: what their VMs and
+/// migrations do cannot be known yet, and nothing is concluded from it.
+pub(crate) async fn adopt(agent: &Arc<Agent>) -> Result<Vec<Adopted>, AgentError> {
+    let mut silent = Vec::new();
+    for adopted in adopt_all(&agent.runtime_root(), &agent.net).await? {
+        let (vm, epoch) = (adopted.vm, adopted.epoch);
+        if agent.guest(vm).is_some() || agent.silent(vm).is_some() {
+            tracing::error!(%vm, %epoch, "a second QEMU of one VM was found; it is left alone");
+            continue;
+        }
+        match adopted.handle {
+            Ok(handle) => attach(agent, handle),
+            Err(error) => {
+                tracing::error!(%vm, %epoch, %error, "a QEMU does not answer");
+                agent.note_silent(vm, Some(Silent { epoch, process: adopted.process.clone() }));
+                silent.push(Adopted { handle: Err(error), ..adopted });
+            }
+        }
+    }
+    Ok(silent)
+}
+
+fn attach(agent: &Arc<Agent>, vm: Vm) {
+    tracing::info!(vm = %vm.id(), epoch = %vm.epoch(), "adopted");
+    let guest = Guest::new(vm);
+    agent.add_guest(guest.clone());
+    guest::watch(agent, &guest);
+}
+
+/// Goes on with a VM and its migration once its QEMU answers, or has ended.
+async fn listen_for(agent: Arc<Agent>, mut adopted: Adopted) {
+    let (vm, epoch) = (adopted.vm, adopted.epoch);
+    loop {
+        let process = adopted.process.clone();
+        tokio::select! {
+            _ = process.exited() => {
+                if let Err(error) = remove_runtime(&adopted.runtime_dir) {
+                    tracing::warn!(%vm, %error, "a VM has left something behind");
+                }
+                break;
+            }
+            () = adopted.try_again(&agent.net) => {}
+        }
+        match adopted.handle {
+            Ok(handle) => {
+                attach(&agent, handle);
+                break;
+            }
+            Err(ref error) => tracing::debug!(%vm, %error, "a QEMU still does not answer"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    agent.note_silent(vm, None);
+    if let Some(record) = agent.record(vm).filter(|record| record.epoch == epoch) {
+        take_vm(&agent, record).await;
+    }
+    for migration in agent.migrations().iter().filter(|m| m.vm() == vm) {
+        let record = migration.record();
+        let sight = sight(&agent, &record).await;
+        migration.restarted(sight);
+    }
 }
 
 /// A VM that the journal knows is running, or it has ended for good.
@@ -55,6 +107,9 @@ async fn take_vm(agent: &Arc<Agent>, record: VmRecord) {
     let rebooted = record.boot != agent.boot;
     agent.load_record(record);
     agent.see_epoch(epoch);
+    if agent.silent(vm).is_some_and(|silent| silent.epoch == epoch) {
+        return;
+    }
     match runs {
         Some(guest) if !ended => go_on_starting(agent, &guest).await,
         Some(_) => {}
@@ -92,17 +147,24 @@ fn adopt_without_journal(agent: &Arc<Agent>) {
     }
 }
 
-/// Where a migration is, by what its QEMU does.
+/// Where a migration is, by what its QEMU does. Where that cannot be known yet, it is only taken up.
 async fn go_on(agent: &Arc<Agent>, record: MigrationRecord) {
     let ticket = record.part.ticket();
-    let rebooted = record.boot != agent.boot;
-    let sight = match record.part {
-        Part::Source(_) => Sight::Source(source_sight(agent, &ticket).await),
-        Part::Destination(_) if rebooted => Sight::Destination(destination::Sight::Rebooted),
-        Part::Destination(_) => Sight::Destination(destination_sight(agent, &ticket).await),
-    };
     tracing::info!(migration = %ticket.migration, state = record.part.state_name(), "taken up again");
-    take_up(agent, record, First::Restarted(sight));
+    let first = match agent.silent(ticket.vm) {
+        Some(_) => First::Silent,
+        None => First::Restarted(sight(agent, &record).await),
+    };
+    take_up(agent, record, first);
+}
+
+async fn sight(agent: &Agent, record: &MigrationRecord) -> Sight {
+    let ticket = record.part.ticket();
+    match record.part {
+        Part::Source(_) => Sight::Source(source_sight(agent, &ticket).await),
+        Part::Destination(_) if record.boot != agent.boot => Sight::Destination(destination::Sight::Rebooted),
+        Part::Destination(_) => Sight::Destination(destination_sight(agent, &ticket).await),
+    }
 }
 
 /// What the source's QEMU does.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use limosa_api::agent::HostReport;
 use limosa_model::{Epoch, Failure, Incarnation};
 
@@ -18,16 +19,13 @@ const AT_MOST_EVERY: Duration = Duration::from_millis(50);
 
 /// How the host is.
 pub(crate) async fn host(agent: &Agent) -> HostReport {
-    let mut vms = Vec::new();
     let mut known: Vec<_> = agent.records().iter().map(|record| record.target.vm).collect();
     known.extend(agent.guests().iter().filter(|g| is_ours_without_record(agent, g)).map(|g| g.id()));
+    known.extend(agent.silent_vms().into_iter().filter(|vm| agent.open_migration_of(*vm).is_none()));
     known.sort_unstable();
     known.dedup();
-    for vm in known {
-        if let Ok(status) = life::status(agent, vm).await {
-            vms.push(status);
-        }
-    }
+    let statuses = known.into_iter().map(|vm| life::status(agent, vm));
+    let vms = join_all(statuses).await.into_iter().flatten().collect();
     HostReport {
         host: agent.host,
         journal: agent.ledger.id(),

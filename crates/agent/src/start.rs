@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use limosa_api::client::ServerClient;
 use limosa_api::http::{Limits, serve};
-use limosa_api::tls::{CaCertificate, ClientAuth, Credential, Identity, client_config, server_config};
+use limosa_api::tls::{
+    CaCertificate, ClientAuth, Credential, Identity, TlsError, client_config, server_config,
+};
 use limosa_model::{BootId, HostId};
 use limosa_net::Net;
 use limosa_vm::host_facts;
@@ -66,13 +68,10 @@ fn identity(state_dir: &Path) -> Result<(Credential, CaCertificate, HostId), Age
     }
 }
 
-/// Runs an agent until `shutdown` completes. VMs and workers go on when it returns.
-///
-/// # Errors
-/// [`AgentError`] when it cannot start; each names what is in the way and the remedy.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+/// Everything that an agent needs before it looks at its VMs. The lock is held for as long as it lives.
+pub(crate) async fn prepare(config: Config) -> Result<(Arc<Agent>, File), AgentError> {
     folder(&config.state_dir, 0o700)?;
-    let _lock = lock_state(&config.state_dir)?;
+    let lock = lock_state(&config.state_dir)?;
     let (credential, ca, host) = identity(&config.state_dir)?;
     folder(&config.runtime_dir, 0o711)?;
     folder(&config.runtime_dir.join("vms"), 0o711)?;
@@ -84,16 +83,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     if let Some(capacity) = config.capacity {
         facts.capacity = capacity;
     }
-    let unusable = |why: String| AgentError::Identity { path: config.state_dir.clone(), why };
-    let to_server =
-        client_config(Some(&credential), &ca, Identity::Server).map_err(|e| unusable(e.to_string()))?;
-    let servers =
-        config.servers.iter().map(|a| ServerClient::new(a.to_string(), to_server.clone())).collect();
-    let tls = server_config(&credential, &ca, ClientAuth::Required).map_err(|e| unusable(e.to_string()))?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| AgentError::Listen { address: config.listen, source })?;
-    let agent = Arc::new(Agent::new(Parts {
+    let tls = client_config(Some(&credential), &ca, Identity::Server).map_err(unusable(&config))?;
+    let servers = config.servers.iter().map(|a| ServerClient::new(a.to_string(), tls.clone())).collect();
+    let agent = Agent::new(Parts {
         host,
         boot: BootId(boot.trim().to_owned()),
         facts,
@@ -103,8 +95,27 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         ca,
         servers,
         config,
-    }));
-    tracing::info!(%host, journal = %agent.ledger.id(), "the agent starts");
+    });
+    Ok((Arc::new(agent), lock))
+}
+
+fn unusable(config: &Config) -> impl FnOnce(TlsError) -> AgentError + use<> {
+    let path = config.state_dir.clone();
+    move |error| AgentError::Identity { path, why: error.to_string() }
+}
+
+/// Runs an agent until `shutdown` completes. VMs and workers go on when it returns.
+///
+/// # Errors
+/// [`AgentError`] when it cannot start; each names what is in the way and the remedy.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let (agent, _lock) = prepare(config).await?;
+    let tls =
+        server_config(&agent.credential, &agent.ca, ClientAuth::Required).map_err(unusable(&agent.config))?;
+    let address = agent.config.listen;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;
+    tracing::info!(host = %agent.host, journal = %agent.ledger.id(), "the agent starts");
     recovery::recover(&agent).await?;
     let reports = tokio::spawn(report::keep_reporting(agent.clone()));
     serve(listener, tls, http::router(agent), Limits::default(), shutdown).await;

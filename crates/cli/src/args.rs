@@ -112,6 +112,9 @@ pub enum Command {
         /// The agent's settings
         #[arg(long, default_value = "/etc/limosa/agent.toml", value_name = "FILE")]
         config: PathBuf,
+        /// Stop the guests of this host, whose agent has stopped, and end: for the host's shutdown
+        #[arg(long)]
+        stop_guests: bool,
         /// How the log looks.
         #[command(flatten)]
         log: LogArgs,

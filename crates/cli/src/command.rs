@@ -50,7 +50,8 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
             output.say(&format!("remembered in {}", path.display()))
         }
         Command::Server(args) => daemon::server(args, output).await,
-        Command::Agent { config, log } => daemon::agent(&config, &log).await,
+        Command::Agent { config, stop_guests: true, log } => daemon::stop_guests(&config, &log).await,
+        Command::Agent { config, stop_guests: false, log } => daemon::agent(&config, &log).await,
         Command::Lab { arguments } => local::lab(&arguments),
         Command::Schema { of } => local::schema(of),
         Command::Completions { shell } => local::completions(shell),

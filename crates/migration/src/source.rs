@@ -117,7 +117,8 @@ pub enum Event {
 pub enum Effect {
     /// Let QEMU send to the destination. Nothing to do where it already does.
     StartStream,
-    /// Let QEMU, which has stopped the guest, send the rest; end it as [`Event::Abort`] after the limit.
+    /// Watch QEMU, which has stopped the guest, send the rest, and let it if it waits; end it as [`Event::Abort`]
+    /// after the limit.
     ContinueSwitchover,
     /// End the stream and whatever carries it, so that nothing more reaches the destination.
     StopStream,
@@ -283,9 +284,11 @@ impl Source {
             State::Planned => vec![],
             State::Transferring if tick => vec![],
             State::Transferring => vec![Effect::StartStream],
-            State::Switching { sent: false, loaded: false, .. } if !tick => vec![Effect::ContinueSwitchover],
-            State::Switching { sent: true, loaded: false, .. } => vec![Effect::Ask],
-            State::Switching { .. } => vec![],
+            State::Switching { sent, loaded, .. } => match event {
+                Event::Stopped { .. } | Event::Restarted(_) => vec![Effect::ContinueSwitchover],
+                _ if sent && !loaded => vec![Effect::Ask],
+                _ => vec![],
+            },
             State::HandedOver { run } if tick => vec![Effect::Tell(Fact::HandedOver { run }), Effect::Ask],
             State::HandedOver { run } => vec![Effect::Tell(Fact::HandedOver { run }), Effect::ClosePort],
             State::Resumed { going: true } => vec![Effect::Tell(Fact::Resumed)],

@@ -39,6 +39,14 @@ pub struct Adopted {
     pub handle: Result<Vm, VmError>,
 }
 
+impl Adopted {
+    /// Speaks once more to a QEMU that did not answer.
+    pub async fn try_again(&mut self, net: &Net) {
+        let claim = Claim { vm: self.vm, epoch: self.epoch, migration: self.migration };
+        self.handle = adopt(&claim, &self.process, &self.runtime_dir, net).await;
+    }
+}
+
 /// Finds all running QEMUs that have their runtime directory directly under `runtime_root`, and connects to them. A VM
 /// that is found twice is there twice: what that means, the caller decides.
 ///

@@ -13,7 +13,7 @@ use crate::{Exit, Process, RuntimeDir, VmError};
 /// How long a QEMU may take from its start to its greeting.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long one that has been running may take to greet.
-pub(crate) const ADOPT_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const ADOPT_LIMIT: Duration = Duration::from_secs(2);
 /// How long a command may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks for a socket. Binding and listening are two steps, and no event tells of the second.

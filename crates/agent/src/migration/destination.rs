@@ -29,6 +29,17 @@ impl Conducted for Destination {
     const TICK: Event = Event::Tick;
 
     async fn perform(agent: &Arc<Agent>, migration: &Arc<Migration>, effect: Effect) {
+        if matches!(effect, Effect::Reserve | Effect::KillQemu) {
+            let ticket = migration.record().part.ticket();
+            if let Err(error) = agent.end_silent(ticket.vm, ticket.epoch).await {
+                // Without its death there is no going on; the timer asks for it again.
+                tracing::error!(migration = %migration.id(), %error, "the QEMU of a migration could not be ended");
+                return;
+            }
+        }
+        if !matches!(effect, Effect::TellReady | Effect::Tell(_) | Effect::Ask) {
+            agent.heard_of(migration.vm()).await;
+        }
         match effect {
             Effect::Reserve => match reserve(agent, migration).await {
                 Ok(()) => migration.post_destination(Event::Reserved),

@@ -21,6 +21,9 @@ impl Conducted for Source {
     const TICK: Event = Event::Tick;
 
     async fn perform(agent: &Arc<Agent>, migration: &Arc<Migration>, effect: Effect) {
+        if !matches!(effect, Effect::KillQemu | Effect::Tell(_) | Effect::Ask | Effect::AskToRefuse) {
+            agent.heard_of(migration.vm()).await;
+        }
         match effect {
             Effect::StartStream => stream::start(agent, migration),
             Effect::ContinueSwitchover => stream::continue_switchover(agent, migration).await,
@@ -121,6 +124,12 @@ async fn kill_qemu(agent: &Arc<Agent>, migration: &Arc<Migration>) {
     migration.stop_watching();
     stream::keep_figures(agent, migration).await;
     worker::dismiss(&agent.worker_dir(migration.id())).await;
+    let ticket = migration.record().part.ticket();
+    if let Err(error) = agent.end_silent(ticket.vm, ticket.source_epoch).await {
+        tracing::error!(migration = %migration.id(), %error, "the VM's QEMU could not be ended");
+        return;
+    }
+    agent.heard_of(ticket.vm).await;
     if let Some(guest) = guest_of(agent, migration) {
         if let Err(error) = guest.dismiss().await {
             // Without its death there is no going on; the timer asks for it again.
@@ -129,7 +138,6 @@ async fn kill_qemu(agent: &Arc<Agent>, migration: &Arc<Migration>) {
         }
         agent.remove_guest(&guest);
     }
-    let ticket = migration.record().part.ticket();
     if agent.record(ticket.vm).is_some_and(|record| record.epoch == ticket.source_epoch) {
         agent.forget_record(ticket.vm);
     }

@@ -16,6 +16,15 @@ pub(super) async fn agent(config: &Path, log: &LogArgs) -> Result<(), CliError> 
     limosa_agent::run(config, asked_to_end()?).await.map_err(ended("agent"))
 }
 
+/// Stops the guests of a host whose agent has stopped.
+pub(super) async fn stop_guests(config: &Path, log: &LogArgs) -> Result<(), CliError> {
+    start_log(log)?;
+    let config = Config::read(config).map_err(ended("agent"))?;
+    let stopped = limosa_agent::stop_guests(config).await.map_err(ended("agent"))?;
+    tracing::info!(?stopped, "the guests of this host are stopped");
+    Ok(())
+}
+
 pub(super) async fn server(args: ServerArgs, output: Output) -> Result<(), CliError> {
     if let Some(ServerCommand::Init { config }) = args.command {
         return init(&config, output).await;
