@@ -98,7 +98,7 @@ fn lacks_peer(state: &State, role: &Role) -> bool {
 
 fn describe(state: &State) -> Option<String> {
     for (n, host) in state.hosts.iter().enumerate() {
-        for role in host.roles.iter().filter(|r| !r.has_ended()) {
+        if let Some(role) = host.roles.iter().find(|r| !r.has_ended()) {
             return Some(format!("host {n} still waits: {role:?}"));
         }
     }
@@ -113,10 +113,10 @@ fn describe(state: &State) -> Option<String> {
                 )),
             }
         }
-        At::Nowhere => match state.hosts.iter().position(|h| h.qemu.is_some()) {
-            Some(n) => Some(format!("host {n} has a QEMU that the server knows nothing of")),
-            None => None,
-        },
+        At::Nowhere => {
+            let left = state.hosts.iter().position(|h| h.qemu.is_some())?;
+            Some(format!("host {left} has a QEMU that the server knows nothing of"))
+        }
     }
 }
 

@@ -437,12 +437,12 @@ impl World {
                     state.hosts[n].destination(self, m, destination::Event::Restarted(sight));
                 }
             }
-            Message::Start(to, epoch, j) if to == me && j == journal => {
-                if epoch.0 > highest && qemu.is_none() && idle {
-                    state.hosts[n].seen = epoch.0;
-                    state.hosts[n].qemu = Some(Qemu { epoch, mode: Mode::Running, stale: false });
-                    state.run(n);
-                }
+            Message::Start(to, epoch, j)
+                if to == me && j == journal && epoch.0 > highest && qemu.is_none() && idle =>
+            {
+                state.hosts[n].seen = epoch.0;
+                state.hosts[n].qemu = Some(Qemu { epoch, mode: Mode::Running, stale: false });
+                state.run(n);
             }
             Message::SourceLost(m) => state.hosts[n].destination(self, m, destination::Event::SourceLost),
             Message::Abandon(m) => state.hosts[n].source(self, m, source::Event::Abandon),
@@ -593,54 +593,34 @@ impl World {
 
     /// A server restored from a backup builds its picture anew from what every host reports.
     fn reconcile(&self, state: &mut State) {
-        let mut custody = Custody::new(state.custody.vm, Incarnation(state.incarnation));
-        // What the backup holds was so once, and facts stay so.
-        let mut passages = state.passages.clone();
-        let mut running: Option<(HostId, Epoch)> = None;
-        // A QEMU that came by a migration has its ticket beside it, journal or not.
-        let of_roles = state.hosts.iter().flat_map(|h| &h.roles).map(Role::ticket);
-        let epochs: Vec<_> = state.hosts.iter().filter_map(|h| h.qemu).map(|q| q.epoch).collect();
-        let of_qemus = state.tickets.iter().filter(|t| epochs.contains(&t.epoch)).copied();
-        for ticket in of_roles.chain(of_qemus) {
-            if !passages.iter().any(|p| p.ticket == ticket) {
-                passages.push(Passage {
-                    ticket,
-                    source: None,
-                    destination: None,
-                    source_lost: false,
-                    destination_lost: false,
-                });
-            }
-        }
-        for (n, host) in state.hosts.iter().enumerate() {
-            if let Some(qemu) = host.qemu {
-                if running.is_none_or(|(_, epoch)| qemu.epoch > epoch) {
-                    running = Some((host_id(n), qemu.epoch));
-                }
-            }
-        }
-        for host in &state.hosts {
-            for told in host.roles.iter().filter_map(Role::fact) {
-                for passage in &mut passages {
-                    *passage = passage.hear(told);
-                }
-            }
-        }
+        let mut sightings = Vec::new();
         for (n, host) in state.hosts.iter().enumerate() {
             if host.burnt {
-                for passage in &mut passages {
-                    *passage = passage.host_lost(host_id(n));
+                continue;
+            }
+            let mut parts: Vec<_> = host.roles.iter().map(|r| (r.ticket(), r.fact())).collect();
+            if let Some(q) = host.qemu {
+                for t in state.tickets.iter().filter(|t| t.epoch == q.epoch) {
+                    if !parts.iter().any(|(p, _)| p == t) {
+                        parts.push((*t, None));
+                    }
                 }
             }
+            sightings.push(limosa_migration::custody::Sighting {
+                host: host_id(n),
+                qemus: host.qemu.iter().map(|q| q.epoch).collect(),
+                parts,
+            });
         }
-        let newest = passages.iter().max_by_key(|p| p.ticket.epoch);
-        custody.at = match (newest, running) {
-            (Some(passage), at) if at.is_none_or(|(_, epoch)| epoch <= passage.ticket.epoch) => {
-                At::Moving(passage.ticket.migration)
-            }
-            (_, Some((host, epoch))) => At::On { host, epoch },
-            (_, None) => At::Nowhere,
-        };
+        let lost: Vec<_> =
+            state.hosts.iter().enumerate().filter(|(_, h)| h.burnt).map(|(n, _)| host_id(n)).collect();
+        let (custody, passages) = limosa_migration::custody::reconcile(
+            state.custody.vm,
+            Incarnation(state.incarnation),
+            state.passages.clone(),
+            &sightings,
+            &lost,
+        );
         state.custody = custody;
         // An end that knows nothing of a migration that the other end is in never took the order: it takes it
         // as one that has lost its journal would.
