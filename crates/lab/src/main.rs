@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use limosa_lab::bench;
 use limosa_lab::cluster::{Access, Cluster};
 use limosa_lab::demo::{self, End};
 use limosa_lab::emulator::{self, Loss};
-use limosa_lab::bench;
 
 use limosa_lab::{
     Assets, Config, GuestConfig, GuestConnection, Lab, LabName, Network, Room, Shape, bare, guest,
