@@ -15,7 +15,7 @@ use limosa_worker::control::Start;
 use tokio::time::Instant;
 
 use super::source::{guest_of, is_decided, worker_failure};
-use super::{Migration, lock, memory};
+use super::{Migration, lock, memory, telling};
 use crate::agent::{Agent, now_us};
 use crate::guest::Guest;
 use crate::worker::Worker;
@@ -352,6 +352,8 @@ pub(super) async fn continue_switchover(agent: &Arc<Agent>, migration: &Arc<Migr
             before.abort();
         }
     }
+    // By this there is a connection when there is something to tell: making one then would cost downtime.
+    telling::ask(agent, migration, false);
     let Some(guest) = guest_of(agent, migration) else { return };
     // After a restart it may not wait any more; what it does then is seen by whoever watches it.
     start(agent, migration);
