@@ -15,6 +15,7 @@ const INVARIANT: &str = "**Architecture Invariant:**";
 pub(crate) fn faults(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
     let mut faults = invariants_without_tests(workspace)?;
     faults.extend(dependencies_untold(workspace)?);
+    faults.extend(exit_codes_untold(workspace)?);
     for document in documents(workspace)? {
         faults.extend(broken_links(&workspace.root, &document)?);
     }
@@ -56,6 +57,16 @@ fn dependencies_untold(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
         |name: &&String| told.lines().any(|line| line.starts_with("| ") && quoted(line).any(|n| n == **name));
     let untold = workspace.dependencies.iter().filter(|name| !is_told(name));
     Ok(untold.map(|name| format!("docs/dependencies.md: no line for `{name}`")).collect())
+}
+
+/// Each meaning of an exit code is told as the program tells it.
+fn exit_codes_untold(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+    let code = read(&workspace.root.join("crates/cli/src/exit.rs"))?;
+    let told = read(&workspace.root.join("docs/src/exit-codes.md"))?;
+    let (_, table) = code.split_once("const MEANINGS").context("exit.rs has no MEANINGS")?;
+    let (table, _) = table.split_once("];").context("MEANINGS has no end")?;
+    let untold = table.split('"').skip(1).step_by(2).filter(|meaning| !told.contains(meaning));
+    Ok(untold.map(|meaning| format!("docs/src/exit-codes.md does not say `{meaning}`")).collect())
 }
 
 fn documents(workspace: &Workspace) -> anyhow::Result<Vec<PathBuf>> {
