@@ -18,7 +18,8 @@ build: bootstrap ## Build the programs, limosa and limosa-lab
 	cargo build --locked --workspace --bins
 
 .PHONY: test
-test: build ## Run every test, the lab's included
+test: bootstrap ## Run every test, the lab's included
+	cargo build --locked --workspace --bins --tests
 	cargo test --locked --workspace --doc --quiet
 	@if cargo nextest --version > /dev/null 2>&1; then \
 		echo "cargo nextest run --locked --workspace"; \
