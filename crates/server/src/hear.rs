@@ -138,7 +138,7 @@ async fn known(tx: &mut Tx<'_>, caller: HostId) -> Answer<HostRecord> {
     match host {
         None => Err(Refused::denied(
             format!("host {caller} is not one of this cluster any more"),
-            "join it anew with a token from `limosa host token`",
+            "join it anew with a token from `limosa token create`",
         )),
         Some(host) if host.lost => Err(Refused::denied(
             format!("host {} was declared lost: its VMs may run elsewhere", host.name),

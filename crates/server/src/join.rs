@@ -40,7 +40,7 @@ pub(crate) async fn create_token(server: &Server, ask: CreateToken) -> Answer<Jo
 
 /// Takes a host in: the token is used up and the host known by one change.
 pub(crate) async fn join(server: &Server, ask: JoinHost) -> Answer<JoinedHost> {
-    let remedy = format!("make another one with `limosa host token {}`", ask.name);
+    let remedy = format!("make another one with `limosa token create {}`", ask.name);
     let key = keys::of(keys::TOKENS, Digest::of(&ask.token).as_str());
     let mut tx = server.begin().await;
     let token: TokenRecord = tx.get(&key).await?.ok_or_else(|| {

@@ -44,6 +44,17 @@ pub(crate) fn accept(
     Ok(task)
 }
 
+/// Notes how far a task has come, unless it was further.
+pub(crate) async fn reached(tx: &mut Tx<'_>, id: TaskId, percent: u8) -> Result<(), StoreError> {
+    let key = keys::of(keys::TASKS, id);
+    let Some(mut record) = tx.get::<TaskRecord>(&key).await? else { return Ok(()) };
+    if !record.has_ended() && record.task.percent < percent {
+        record.task.percent = percent;
+        tx.put(&key, &record)?;
+    }
+    Ok(())
+}
+
 /// Ends a task, unless it has ended.
 pub(crate) async fn end(tx: &mut Tx<'_>, id: TaskId, end: TaskEnd) -> Result<(), StoreError> {
     let key = keys::of(keys::TASKS, id);

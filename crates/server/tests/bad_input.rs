@@ -77,7 +77,7 @@ async fn an_expired_token_is_refused_with_its_time() {
     }
     let problem = cluster.join("a", &token.token).await.unwrap_err();
     assert!(problem.detail.contains(&token.expires.to_string()), "{problem}");
-    assert!(problem.remedy.contains("limosa host token a"), "{problem}");
+    assert!(problem.remedy.contains("limosa token create a"), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

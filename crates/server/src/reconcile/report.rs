@@ -45,6 +45,9 @@ pub(super) async fn finish(server: &Server, id: MigrationId) -> Result<(), Store
     {
         tx.put(&vm_key, &vm)?;
     }
+    // Whoever has watched it does not see it go back at its end, however it ends.
+    let shown = server.live().migrations.get(&id).map_or(0, |ends| ends.percent());
+    tasks::reached(&mut tx, record.task, shown).await?;
     tasks::end(&mut tx, record.task, end).await?;
     (record.ended, record.report) = (Some(ended), Some(report));
     tx.put(&key, &record)?;
