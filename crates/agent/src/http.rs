@@ -146,6 +146,14 @@ async fn delete_disks(
                 "stop it first",
             ));
         }
+        // A VM that has just left runs elsewhere, on these very disks.
+        if let Some(migration) = agent.migrations().iter().find(|migration| migration.vm() == vm) {
+            return Err(Failure::new(
+                FailureKind::Conflict,
+                format!("migration {} of VM {} is not settled", migration.id(), order.target.spec.name),
+                "wait until the server has settled it",
+            ));
+        }
         disks::delete(&order.target).await?;
         agent.forget_record(vm);
         Ok(())
