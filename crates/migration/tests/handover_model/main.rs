@@ -11,6 +11,9 @@
 //!
 //! Each rule of ADR-0001 is then left out once, and the same exploration must find what it is there to prevent.
 
+mod actions;
+mod host;
+mod server;
 mod settle;
 mod variants;
 mod world;

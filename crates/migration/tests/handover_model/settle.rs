@@ -2,7 +2,8 @@
 
 use limosa_migration::custody::At;
 
-use crate::world::{Action, Mode, Role, State, World, host_id};
+use crate::actions::Action;
+use crate::world::{Mode, Role, State, World, host_id};
 
 /// Lets the world run on without faults, every message delivered, until nothing changes.
 /// Says what is still in doubt then.
