@@ -9,7 +9,8 @@ use limosa_model::{Fact, PowerState};
 
 use crate::common::LIMIT;
 use crate::expected::Expected;
-use crate::stage::{GuestIs, Stage};
+use crate::fault::GuestIs;
+use crate::stage::Stage;
 
 /// How long the ends of a migration may take to agree: the longest limit in them, and time for a busy machine.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -25,15 +26,15 @@ impl Stage<'_> {
             self.await_stopped()?;
         }
         let outcome = self.locate(guest)?;
-        let allowed = match (expected, outcome) {
+        let allowed = matches!(
+            (expected, outcome),
             (Expected::Source, Some(true))
-            | (Expected::Destination, Some(false))
-            | (Expected::Stopped, None) => true,
-            (Expected::Either, Some(_)) => true,
-            (Expected::DestinationOrStopped, Some(false) | None) => true,
-            (Expected::Anything, _) => true,
-            _ => false,
-        };
+                | (Expected::Destination, Some(false))
+                | (Expected::Stopped, None)
+                | (Expected::Either, Some(_))
+                | (Expected::DestinationOrStopped, Some(false) | None)
+                | (Expected::Anything, _)
+        );
         let name = match outcome {
             Some(true) => "on the source",
             Some(false) => "on the destination",

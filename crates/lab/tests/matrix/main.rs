@@ -16,6 +16,7 @@ mod aftermath;
 mod expected;
 mod fault;
 mod hold;
+mod processes;
 mod stage;
 
 use std::time::Instant;
@@ -26,9 +27,9 @@ use limosa_lab::{Announcements, Room, wait};
 use limosa_model::{Mac, Phase};
 
 use expected::{Expected, expected};
-use fault::Fault;
+use fault::{Fault, GuestIs};
 use hold::Hold;
-use stage::{GuestIs, Stage};
+use stage::Stage;
 
 #[test]
 fn every_phase_has_its_cells() {
