@@ -43,8 +43,10 @@ mod link;
 pub mod names;
 mod namespace;
 pub mod observe;
+pub mod postgres;
 mod process;
 pub mod runtime;
+pub mod soak;
 mod topology;
 pub mod wait;
 

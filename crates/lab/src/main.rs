@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use limosa_lab::bench;
 use limosa_lab::cluster::{Access, Cluster};
 use limosa_lab::demo::{self, End};
 use limosa_lab::emulator::{self, Loss};
+use limosa_lab::{bench, soak};
 
 use limosa_lab::{
     Assets, Config, GuestConfig, GuestConnection, Lab, LabName, Network, Room, Shape, bare, guest,
@@ -125,6 +125,8 @@ enum Action {
         #[command(subcommand)]
         benchmark: bench::Benchmark,
     },
+    /// Move guests many times in a row, in labs of their own, and prove each move.
+    Soak(soak::Options),
     /// Be the link emulator between two taps; the lab starts this itself.
     #[command(hide = true)]
     Emulate {
@@ -183,6 +185,7 @@ fn run(Arguments { name, action }: Arguments) -> anyhow::Result<()> {
             boot(&open()?, &config)?;
         }
         Action::Bench { benchmark } => bench::run(&name, &benchmark)?,
+        Action::Soak(options) => soak::run(&name, &options)?,
         Action::Emulate { inner, outer } => emulator::run(&inner, &outer)?,
     }
     Ok(())

@@ -44,9 +44,9 @@ pub(crate) struct ByAgents<'l> {
 }
 
 impl<'l> ByAgents<'l> {
-    /// Starts a VM on the first host.
-    pub(crate) fn start(mut cluster: BareCluster<'l>, spec: &VmSpec) -> Result<Self> {
-        let mut target = cluster.target(VmId::new(), spec);
+    /// Starts a VM on the first host. Disks that lie in its place already are taken as they are.
+    pub(crate) fn start(mut cluster: BareCluster<'l>, vm: VmId, spec: &VmSpec) -> Result<Self> {
+        let mut target = cluster.target(vm, spec);
         let started = cluster.start_vm(0, &target).map_err(refused("start the VM"))?;
         target.spec.machine.machine_type = started.machine_type;
         Ok(Self { cluster, target, epoch: started.epoch, at: 0 })

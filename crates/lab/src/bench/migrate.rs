@@ -179,7 +179,7 @@ impl<'l> Guests<'l> {
         let client = lab.namespace(Room::Client)?;
         let cluster = BareCluster::start(lab, assets)?;
         let shared = cluster.shared().to_owned();
-        let by_agents = ByAgents::start(cluster, &guest_spec(&config("limosa", LIMOSAS)))?;
+        let by_agents = ByAgents::start(cluster, VmId::new(), &guest_spec(&config("limosa", LIMOSAS)))?;
         await_filled(&client, LIMOSAS)?;
         by_agents.pause()?;
         let target = VmOnHost {
@@ -230,7 +230,7 @@ impl<'l> Guests<'l> {
         await_replies(&pinger)?;
         let before = Gauge::read(self.lab)?;
         let moved = match way {
-            Way::Limosa => self.by_agents.move_to(1 - self.by_agents.at(), &MigrationOptions::default())?,
+            Way::Limosa => self.by_agents.move_to(1 - self.by_agents.at(), &options())?,
             Way::Qemu | Way::QemuTls => self.by_qmp.move_to(1 - self.by_qmp.at(), way == Way::QemuTls)?,
         };
         let spent = Gauge::read(self.lab)?.since(before);
