@@ -7,7 +7,7 @@
 //! Each is a [`Machine`](limosa_model::Machine): a value with a `step(event)` that returns the next value and what to do. Nothing here waits,
 //! sends, writes or looks at a clock. The caller makes the next value durable where [`Step::decisive`](limosa_model::Step) says so,
 //! **then** performs the effects; effects may be performed again after a crash and must bear that.
-//! ADR-0001 tells the rules, `tests/handover_model.rs` checks them by exploring what can happen.
+//! ADR-0001 tells the rules, `tests/handover_model` checks them by exploring what can happen.
 
 pub mod converge;
 pub mod custody;
