@@ -375,11 +375,11 @@ impl Worker {
     }
 
     fn send(&mut self, message: &Message) {
-        if let Some(agent) = &mut self.agent {
-            if let Err(error) = agent.send(message) {
-                tracing::warn!(%error, "the agent is cut off");
-                self.agent = None;
-            }
+        if let Some(agent) = &mut self.agent
+            && let Err(error) = agent.send(message)
+        {
+            tracing::warn!(%error, "the agent is cut off");
+            self.agent = None;
         }
     }
 }
