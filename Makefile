@@ -36,7 +36,7 @@ lint: ## Check the format, and the code with clippy
 
 .PHONY: doc
 doc: ## Build the code's documentation, and the book where mdbook is there
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	@if command -v mdbook > /dev/null; then mdbook build docs; else echo "no mdbook: the book is not built"; fi
 
 .PHONY: demo
