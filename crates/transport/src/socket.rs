@@ -10,6 +10,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::Error;
 
+/// How much the kernel takes beyond what the link has room for (`TCP_NOTSENT_LOWAT`). What waits there has to drain
+/// while the guest stands still.
+const UNSENT_BYTES: u32 = 256 * 1024;
+
 /// How the TCP connections of a migration are set up. Everything has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -43,6 +47,7 @@ impl TcpOptions {
         let idle = Duration::from_millis(u64::from(self.user_timeout_ms / 2)).max(Duration::from_secs(1));
         let interval = (idle / 3).max(Duration::from_secs(1));
         socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
         socket.set_tcp_user_timeout(Some(Duration::from_millis(self.user_timeout_ms.into())))?;
         socket.set_tcp_keepalive(
             &TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3),
