@@ -29,8 +29,6 @@ pub(crate) struct Seen {
     pub io_error: bool,
     pub panicked: bool,
     pub guest_shut_down: bool,
-    /// QEMU's clock at the latest stop of the CPUs, in microseconds since 1970.
-    pub stopped_us: Option<u64>,
     /// QEMU's clock when the CPUs were last let go.
     pub resumed_us: Option<u64>,
 }
@@ -86,11 +84,10 @@ impl Guest {
         remove_runtime(self.vm.runtime_dir())
     }
 
-    fn take(&self, TimedEvent { at, event }: &TimedEvent) -> bool {
-        let at_us = u64::try_from(at.seconds).ok().map(|s| s * 1_000_000 + at.microseconds.unsigned_abs());
-        let at_us = at_us.unwrap_or_else(now_us);
-        match event {
-            Event::Stop => self.see(|seen| seen.stopped_us = Some(at_us)),
+    fn take(&self, timed: &TimedEvent) -> bool {
+        let at_us = time_us(timed);
+        match &timed.event {
+            Event::Stop => {}
             Event::Resume => self.see(|seen| {
                 seen.resumed_us = Some(at_us);
                 seen.io_error = false;
@@ -105,6 +102,12 @@ impl Guest {
         }
         true
     }
+}
+
+/// When an event happened by QEMU's clock, in microseconds since 1970.
+pub(crate) fn time_us(TimedEvent { at, .. }: &TimedEvent) -> u64 {
+    let whole = u64::try_from(at.seconds).ok().map(|s| s * 1_000_000 + at.microseconds.unsigned_abs());
+    whole.unwrap_or_else(now_us)
 }
 
 /// Watches a guest until its QEMU is gone, then tells the agent.

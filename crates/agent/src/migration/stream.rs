@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::source::{guest_of, is_decided, worker_failure};
 use super::{Migration, lock, memory, telling};
 use crate::agent::{Agent, now_us};
-use crate::guest::Guest;
+use crate::guest::{Guest, time_us};
 use crate::worker::Worker;
 
 /// How often QEMU is asked how far it is.
@@ -87,6 +87,12 @@ async fn run(agent: &Arc<Agent>, migration: &Arc<Migration>) -> Result<(), Failu
             event = events.next() => match event {
                 Ok(event) => match event.event {
                     QemuEvent::Migration(_) | QemuEvent::MigrationPass(_) => {}
+                    QemuEvent::Stop => {
+                        watch.stop_us = Some(time_us(&event));
+                        if watch.said_stopped {
+                            migration.measure(|m| m.stopped_us = watch.stop_us);
+                        }
+                    }
                     _ => continue,
                 },
                 Err(limosa_qemu::EventsError::Missed(_)) => {}
@@ -154,6 +160,8 @@ struct Watch {
     moved: (u64, Instant),
     began: Instant,
     said_stopped: bool,
+    /// QEMU's clock when the guest's CPUs last stopped, in microseconds since 1970.
+    stop_us: Option<u64>,
     phase: Phase,
 }
 
@@ -169,6 +177,7 @@ impl Watch {
             moved: (0, now),
             began: now,
             said_stopped: false,
+            stop_us: None,
             phase: Phase::Transfer,
         }
     }
@@ -214,8 +223,9 @@ impl Watch {
         self.phase = Phase::Switchover;
         let paused = agent.record(guest.id()).is_some_and(|record| record.paused);
         let ran = !paused && !guest.is_held();
-        let at = guest.seen().stopped_us.unwrap_or_else(now_us);
-        migration.measure(|m| m.stopped_us = Some(at));
+        // Without the event, as after a restart of the agent, the time that it was noticed is the nearest known.
+        let at = self.stop_us.unwrap_or_else(now_us);
+        migration.measure(|m| m.stopped_us = m.stopped_us.or(Some(at)));
         migration.post_source(Event::Stopped { ran });
     }
 
@@ -239,9 +249,9 @@ impl Watch {
             let digest = memory::digest_of(&guest.vm).await?;
             lock(&migration.live).own_memory = Some(digest);
         }
-        keep_figures(agent, migration).await;
         migration.post_source(Event::Sent);
         migration.compare_memory();
+        keep_figures(agent, migration).await;
         Ok(())
     }
 
