@@ -43,6 +43,8 @@ pub(crate) struct Agent {
     peers: Mutex<HashMap<SocketAddr, (HostId, Arc<AgentClient>)>>,
     /// One VM's beginning and end is looked after by one request at a time.
     pub lifecycle: tokio::sync::Mutex<()>,
+    /// Disks are made by one request at a time: it may take long, and starts need not wait for it.
+    pub disks: tokio::sync::Mutex<()>,
     /// Something that the server should hear of has changed.
     pub changed: Notify,
     sequence: AtomicU64,
@@ -96,6 +98,7 @@ impl Agent {
             migrations: Mutex::default(),
             peers: Mutex::default(),
             lifecycle: tokio::sync::Mutex::new(()),
+            disks: tokio::sync::Mutex::new(()),
             changed: Notify::new(),
             sequence: AtomicU64::new(now_us()),
         }
@@ -187,6 +190,32 @@ impl Agent {
         tokio::task::block_in_place(|| self.ledger.put_vm(&record))
             .map_err(|error| journal_failure(&error))?;
         lock(&self.records).insert(record.target.vm, record);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Changes the record of a VM that is here under this epoch and has not ended. Nothing else changes it meanwhile.
+    pub(crate) fn update_record(
+        &self,
+        vm: VmId,
+        epoch: Epoch,
+        change: impl FnOnce(&mut VmRecord),
+    ) -> Result<(), Failure> {
+        tokio::task::block_in_place(|| {
+            let mut records = lock(&self.records);
+            let known = records.get(&vm).filter(|record| record.epoch == epoch && record.ended.is_none());
+            let mut record = known.cloned().ok_or_else(|| {
+                Failure::new(
+                    FailureKind::NotFound,
+                    format!("VM {vm} is not here any more"),
+                    "look where it is",
+                )
+            })?;
+            change(&mut record);
+            self.ledger.put_vm(&record).map_err(|error| journal_failure(&error))?;
+            records.insert(vm, record);
+            Ok::<(), Failure>(())
+        })?;
         self.changed.notify_one();
         Ok(())
     }

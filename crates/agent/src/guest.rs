@@ -10,6 +10,9 @@ use limosa_vm::{Exit, Vm, remove_runtime};
 
 use crate::agent::{Agent, now_us};
 
+/// How long the end of a VM that could not be written down waits.
+const END_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long a report waits for one QEMU.
 const SOON: Duration = Duration::from_millis(250);
 
@@ -162,10 +165,29 @@ async fn gone(agent: &Arc<Agent>, guest: &Arc<Guest>, exit: Exit) {
 }
 
 /// Writes down that a VM does not run here any more under this epoch, for good.
-pub(crate) fn end_record(agent: &Agent, vm: VmId, epoch: Epoch, reason: &str) {
-    let Some(mut record) = agent.record(vm).filter(|r| r.epoch == epoch && r.ended.is_none()) else { return };
-    record.ended = Some(reason.to_owned());
-    if let Err(error) = agent.put_record(record) {
+/// Where that fails, as on a full disk, it is tried again until it does not: without it the server waits for the VM.
+pub(crate) fn end_record(agent: &Arc<Agent>, vm: VmId, epoch: Epoch, reason: &str) {
+    if write_end(agent, vm, epoch, reason) {
+        return;
+    }
+    let (agent, reason) = (agent.clone(), reason.to_owned());
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(END_AGAIN).await;
+            if write_end(&agent, vm, epoch, &reason) {
+                return;
+            }
+        }
+    });
+}
+
+fn write_end(agent: &Agent, vm: VmId, epoch: Epoch, reason: &str) -> bool {
+    if agent.record(vm).is_none_or(|record| record.epoch != epoch || record.ended.is_some()) {
+        return true;
+    }
+    let written = agent.update_record(vm, epoch, |record| record.ended = Some(reason.to_owned()));
+    if let Err(error) = &written {
         tracing::error!(%vm, %error, "the end of a VM could not be written down");
     }
+    written.is_ok()
 }

@@ -123,7 +123,7 @@ async fn make_disks(
     let order = take(&agent, &caller, order)?;
     same_vm(vm, order.target.vm)?;
     let made = tokio::spawn(async move {
-        let _one_at_a_time = agent.lifecycle.lock().await;
+        let _one_at_a_time = agent.disks.lock().await;
         disks::make(&agent, &order.target).await
     });
     Ok(Json(DisksMade { made: joined(made).await? }))
@@ -138,7 +138,7 @@ async fn delete_disks(
     let order = take(&agent, &caller, order)?;
     same_vm(vm, order.target.vm)?;
     let deleted = tokio::spawn(async move {
-        let _one_at_a_time = agent.lifecycle.lock().await;
+        let _one_at_a_time = (agent.disks.lock().await, agent.lifecycle.lock().await);
         if agent.guest(vm).is_some() {
             return Err(Failure::new(
                 FailureKind::Conflict,

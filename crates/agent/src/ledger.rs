@@ -203,6 +203,15 @@ impl Ledger {
         Ok(effects)
     }
 
+    /// The epoch of a VM that has left: what is ordered under it or a lower one is late, and is refused for good.
+    pub(crate) fn floor(&self, vm: VmId) -> Result<Epoch, JournalError> {
+        self.with(|j| Ok(j.get(&format!("floor/{vm}"))?.unwrap_or(Epoch(0))))
+    }
+
+    pub(crate) fn put_floor(&self, vm: VmId, epoch: Epoch) -> Result<(), JournalError> {
+        self.with(|j| j.put_synced(&format!("floor/{vm}"), &epoch))
+    }
+
     /// The highest incarnation of the server that was seen.
     pub(crate) fn incarnation(&self) -> Result<Incarnation, JournalError> {
         self.with(|j| Ok(j.get("incarnation")?.unwrap_or(Incarnation(0))))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use limosa_api::agent::{ActOnVm, StartVm, VmAction, VmOnHost, VmStatus};
-use limosa_model::{Failure, FailureKind, Millis, PowerState, VmId};
+use limosa_model::{Epoch, Failure, FailureKind, Millis, PowerState, VmId};
 use limosa_qemu::commands::run::RunState;
 
 use crate::agent::Agent;
@@ -38,6 +38,7 @@ pub(crate) async fn start(agent: &Arc<Agent>, order: &StartVm) -> Result<VmStatu
             ));
         }
     }
+    not_late(agent, vm, order.epoch)?;
     if let Some(silent) = agent.silent(vm) {
         return Err(conflict(
             format!(
@@ -59,27 +60,45 @@ pub(crate) async fn start(agent: &Arc<Agent>, order: &StartVm) -> Result<VmStatu
             "wait for its end",
         ));
     }
-    admit(agent, &order.target)?;
-    let root = agent.runtime_root();
-    let mut target = order.target.clone();
-    pin_machine(agent, &mut target)?;
-    let plan = launch_plan(&target, order.epoch, None, &agent.place(&root))?;
-    // The right is written down before QEMU is: an agent that comes back knows that it may be here.
+    // The right is written down before anything is tried: an agent that comes back knows that the VM may be here, and
+    // one that refuses says for good that it is not.
     agent.put_record(VmRecord {
-        target,
+        target: order.target.clone(),
         epoch: order.epoch,
         boot: agent.boot.clone(),
         paused: false,
         ended: None,
     })?;
     agent.see_epoch(order.epoch);
-    match run(agent, plan).await {
+    let root = agent.runtime_root();
+    let planned = admit(agent, &order.target).and_then(|()| {
+        let mut target = order.target.clone();
+        pin_machine(agent, &mut target)?;
+        launch_plan(&target, order.epoch, None, &agent.place(&root))
+    });
+    let started = match planned {
+        Ok(plan) => run(agent, plan).await,
+        Err(failure) => Err(failure),
+    };
+    match started {
         Ok(()) => status(agent, vm).await,
         Err(failure) => {
             guest::end_record(agent, vm, order.epoch, &failure.what);
             Err(failure)
         }
     }
+}
+
+/// A VM that has left comes back under a higher right only.
+pub(crate) fn not_late(agent: &Agent, vm: VmId, epoch: Epoch) -> Result<(), Failure> {
+    let floor = agent.ledger.floor(vm).map_err(|error| crate::agent::journal_failure(&error))?;
+    if epoch <= floor {
+        return Err(conflict(
+            format!("VM {vm} has left this host under epoch {floor}, the order is for {epoch}"),
+            "this order is old: wait for the server to give another",
+        ));
+    }
+    Ok(())
 }
 
 async fn run(agent: &Arc<Agent>, plan: limosa_vm::LaunchPlan) -> Result<(), Failure> {
@@ -200,18 +219,20 @@ pub(crate) async fn act(agent: &Arc<Agent>, vm: VmId, order: &ActOnVm) -> Result
         VmAction::Reboot { timeout_ms: _ } => guest.vm.qmp().system_reset().await.map_err(refused)?,
         VmAction::Pause => {
             // Written first: an agent that comes back must not let the guest go against the user's wish.
-            agent.put_record(VmRecord { paused: true, ..record })?;
+            agent.update_record(vm, record.epoch, |record| record.paused = true)?;
             guest.vm.qmp().stop().await.map_err(refused)?;
         }
         VmAction::Resume => {
-            agent.put_record(VmRecord { paused: false, ..record })?;
+            agent.update_record(vm, record.epoch, |record| record.paused = false)?;
             let state = guest.vm.run_state().await.map_err(|e| vm_failure("ask QEMU", &e))?;
             // In a switchover the guest stands still on purpose; it goes on where the migration ends.
             if !matches!(state, RunState::FinishMigrate | RunState::PostMigrate) {
                 guest.vm.qmp().cont().await.map_err(refused)?;
             }
         }
-        VmAction::Set { target } => agent.put_record(VmRecord { target: (**target).clone(), ..record })?,
+        VmAction::Set { target } => {
+            agent.update_record(vm, record.epoch, |record| record.target = (**target).clone())?;
+        }
     }
     agent.changed.notify_one();
     status(agent, vm).await

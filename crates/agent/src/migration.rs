@@ -33,6 +33,13 @@ use crate::ledger::{End, MigrationRecord, Part, StreamEnd};
 /// How long a state waits before it asks or tells again.
 const TICK: Duration = Duration::from_millis(500);
 
+/// The longest text of a failure that is kept: the record that it is part of must fit the journal.
+const FAILURE_CHARACTERS: usize = 2000;
+
+/// How many addresses a destination may listen on, and how long the fingerprint of its worker may be.
+const ADDRESSES_MAX: usize = 16;
+const FINGERPRINT_BYTES_MAX: usize = 128;
+
 /// How long a step that could not be stored waits before it is tried again.
 const STORE_AGAIN: Duration = Duration::from_millis(200);
 
@@ -228,13 +235,15 @@ impl Migration {
         E::Effect: Copy + Send + 'static,
     {
         // The journal is read and written in this thread: others take over what else there is to do meanwhile.
-        let mut record = self.record();
-        let before = record.part;
-        let effects = tokio::task::block_in_place(|| agent.ledger.step::<E>(&mut record, event))?;
-        if record.part != before {
-            tracing::info!(migration = %self.id(), from = before.state_name(), to = record.part.state_name(), "step");
-            let part = record.part;
-            lock(&self.record).part = part;
+        // The record is held until it is stored, so that nobody stores an older one behind it.
+        let (before, part, effects) = tokio::task::block_in_place(|| {
+            let mut record = lock(&self.record);
+            let before = record.part;
+            let effects = agent.ledger.step::<E>(&mut record, event)?;
+            Ok::<_, limosa_journal::JournalError>((before, record.part, effects))
+        })?;
+        if part != before {
+            tracing::info!(migration = %self.id(), from = before.state_name(), to = part.state_name(), "step");
             self.enter(phase_of(&part));
             agent.changed.notify_one();
         }
@@ -267,8 +276,9 @@ impl Migration {
 
     /// Stores what surrounds the machine.
     fn note(&self, agent: &Agent) {
-        if let Err(error) = agent.ledger.note_migration(&self.record()) {
-            tracing::warn!(migration = %self.id(), %error, "progress could not be noted");
+        let record = lock(&self.record);
+        if let Err(error) = agent.ledger.note_migration(&record) {
+            tracing::warn!(migration = %record.part.ticket().migration, %error, "progress could not be noted");
         }
     }
 
@@ -278,7 +288,7 @@ impl Migration {
         if record.failure.is_none() {
             let phase = phase_of(&record.part);
             tracing::warn!(migration = %record.part.ticket().migration, %failure, %phase, "the migration fails");
-            record.failure = Some(failure.during(phase));
+            record.failure = Some(failure.during(phase).clipped(FAILURE_CHARACTERS));
         }
     }
 
@@ -338,6 +348,13 @@ impl Migration {
         let is_source = matches!(self.inbox, Inbox::Source(_));
         let event = match signal {
             Signal::Ready { ticket: of, addresses, fingerprint } if is_source && of == ticket => {
+                if addresses.len() > ADDRESSES_MAX || fingerprint.len() > FINGERPRINT_BYTES_MAX {
+                    return Err(Failure::new(
+                        FailureKind::Invalid,
+                        format!("the destination of migration {} names no place to send to", self.id()),
+                        "see the destination's log",
+                    ));
+                }
                 if self.record().stream.is_none() {
                     self.set_stream(agent, StreamEnd { addresses, fingerprint });
                 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use limosa_api::agent::{MigrationOrder, MigrationStatus, Role};
 use limosa_migration::{Destination, Source};
-use limosa_model::{Failure, FailureKind};
+use limosa_model::{Fact, Failure, FailureKind};
 
 use crate::agent::{Agent, journal_failure};
-use crate::ledger::{MigrationRecord, Part};
+use crate::ledger::{MigrationRecord, Part, VmRecord};
 use crate::migration::{First, Sight, take_up};
 use crate::recovery::{destination_sight, source_sight};
 use crate::worker::{self, Worker};
@@ -71,6 +71,7 @@ pub(crate) async fn take(agent: &Arc<Agent>, order: MigrationOrder) -> Result<Mi
                     "wait until it is gone",
                 ));
             }
+            crate::life::not_late(agent, ticket.vm, ticket.epoch)?;
             crate::life::admit(agent, &record.order.target)?;
         }
     }
@@ -113,6 +114,13 @@ async fn recover(
     role: Role,
 ) -> Result<MigrationStatus, Failure> {
     let ticket = record.part.ticket();
+    if agent.silent(ticket.vm).is_some() {
+        return Err(Failure::new(
+            FailureKind::Qemu,
+            "the VM's QEMU does not answer: what it does is not known",
+            "ask again until it does, or end it with `limosa vm kill`",
+        ));
+    }
     let first = match role {
         Role::Source => {
             let sight = source_sight(agent, &ticket).await;
@@ -126,5 +134,15 @@ async fn recover(
         }
     };
     begin(agent, &record)?;
+    if matches!(record.part.fact().map(|told| told.fact), Some(Fact::Running)) {
+        // It runs here, and has no record: it is this host's to act on.
+        agent.put_record(VmRecord {
+            target: record.order.target.clone(),
+            epoch: ticket.epoch,
+            boot: agent.boot.clone(),
+            paused: false,
+            ended: None,
+        })?;
+    }
     Ok(take_up(agent, record, First::Restarted(first)).status())
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use limosa_api::agent::VmOnHost;
 use limosa_migration::{Ticket, destination, source};
 use limosa_qemu::commands::migration::MigrationStatus;
 use limosa_qemu::commands::run::RunState;
@@ -22,10 +23,12 @@ pub(crate) async fn recover(agent: &Arc<Agent>) -> Result<(), AgentError> {
     let silent = adopt(agent).await?;
     let migrations = agent.ledger.migrations()?;
     for record in agent.ledger.vms()? {
-        take_vm(agent, record).await;
+        // What a migration has to do with is the migration's to let go.
+        let moves = migrations.iter().any(|migration| migration.part.ticket().vm == record.target.vm);
+        take_vm(agent, record, !moves).await;
     }
     if agent.ledger.is_fresh() {
-        adopt_without_journal(agent);
+        adopt_without_journal(agent).await;
     }
     for record in migrations {
         go_on(agent, record).await;
@@ -90,7 +93,8 @@ async fn listen_for(agent: Arc<Agent>, mut adopted: Adopted) {
     }
     agent.note_silent(vm, None);
     if let Some(record) = agent.record(vm).filter(|record| record.epoch == epoch) {
-        take_vm(&agent, record).await;
+        let moves = agent.migrations().iter().any(|migration| migration.vm() == vm);
+        take_vm(&agent, record, !moves).await;
     }
     for migration in agent.migrations().iter().filter(|m| m.vm() == vm) {
         let record = migration.record();
@@ -100,7 +104,7 @@ async fn listen_for(agent: Arc<Agent>, mut adopted: Adopted) {
 }
 
 /// A VM that the journal knows is running, or it has ended for good.
-async fn take_vm(agent: &Arc<Agent>, record: VmRecord) {
+async fn take_vm(agent: &Arc<Agent>, record: VmRecord, may_start: bool) {
     let (vm, epoch) = (record.target.vm, record.epoch);
     let runs = agent.guest(vm).filter(|guest| guest.epoch() == epoch);
     let ended = record.ended.is_some();
@@ -111,7 +115,7 @@ async fn take_vm(agent: &Arc<Agent>, record: VmRecord) {
         return;
     }
     match runs {
-        Some(guest) if !ended => go_on_starting(agent, &guest).await,
+        Some(guest) if !ended && may_start => go_on_starting(agent, &guest).await,
         Some(_) => {}
         None if ended => {}
         None if rebooted => guest::end_record(agent, vm, epoch, "the host was booted"),
@@ -135,15 +139,31 @@ async fn go_on_starting(agent: &Agent, guest: &Guest) {
     }
 }
 
-/// The journal is lost: what runs says itself who it is and by which right. What stands still is in doubt, and its
-/// migrations are asked for at the server.
-fn adopt_without_journal(agent: &Arc<Agent>) {
+/// The journal is lost: what runs says itself who it is and by which right, and is this host's again. What came by a
+/// migration and stands still is in doubt: the server asks for it.
+async fn adopt_without_journal(agent: &Arc<Agent>) {
     for guest in agent.guests() {
         agent.see_epoch(guest.epoch());
-        if guest.vm.migration().is_some() {
+        let state = guest.vm.run_state().await;
+        let runs = state.as_ref().is_ok_and(|state| *state == RunState::Running);
+        let came = guest.vm.migration().is_some();
+        // A source that has sent everything may have handed over.
+        if came && !runs || state.is_ok_and(|state| state == RunState::PostMigrate) {
+            tracing::warn!(vm = %guest.id(), epoch = %guest.epoch(), "in doubt: the journal is lost");
             continue;
         }
         tracing::warn!(vm = %guest.id(), epoch = %guest.epoch(), "adopted without a journal");
+        let spec = guest.vm.plan().spec.clone();
+        let record = VmRecord {
+            target: VmOnHost { vm: guest.id(), spec, datastores: vec![], networks: vec![] },
+            epoch: guest.epoch(),
+            boot: agent.boot.clone(),
+            paused: !runs,
+            ended: None,
+        };
+        if let Err(error) = agent.put_record(record) {
+            tracing::error!(vm = %guest.id(), %error, "a VM that was adopted could not be written down");
+        }
     }
 }
 

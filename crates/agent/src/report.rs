@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use limosa_api::agent::HostReport;
-use limosa_model::{Epoch, Failure, Incarnation};
+use limosa_model::{Epoch, Fact, Failure, Incarnation};
 
 use crate::agent::{Agent, journal_failure};
+use crate::guest::Guest;
 use crate::life;
+use crate::migration::Migration;
 
 /// The longest silence.
 const EVERY: Duration = Duration::from_secs(1);
@@ -41,9 +43,14 @@ pub(crate) async fn host(agent: &Agent) -> HostReport {
     }
 }
 
-/// A QEMU that no record and no migration speaks of: its journal was lost.
-fn is_ours_without_record(agent: &Agent, guest: &crate::guest::Guest) -> bool {
-    agent.record(guest.id()).is_none() && agent.open_migration_of(guest.id()).is_none()
+/// A QEMU without a record that is this host's all the same: its journal was lost, or a migration has just left or
+/// brought the VM here for good. One that a migration has yet to decide about is not shown as this host's.
+fn is_ours_without_record(agent: &Agent, guest: &Guest) -> bool {
+    let ours = |migration: Arc<Migration>| {
+        let fact = migration.record().part.fact().map(|told| told.fact);
+        matches!(fact, Some(Fact::Resumed | Fact::Running))
+    };
+    agent.record(guest.id()).is_none() && agent.open_migration_of(guest.id()).is_none_or(ours)
 }
 
 /// Takes note of the server's incarnation. What is ordered by an earlier one is refused from here on.

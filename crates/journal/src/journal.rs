@@ -75,6 +75,8 @@ pub struct Journal {
     number: u64,
     live: u64,
     fresh: bool,
+    /// The file was written anew, and its name may not be on stable storage yet: no sync counts before it is.
+    folder_unsynced: bool,
 }
 
 impl Journal {
@@ -83,6 +85,7 @@ impl Journal {
         let fail = |doing| move |source| JournalError::Io { path: path.to_owned(), doing, source };
         if !path.try_exists().map_err(fail("looked for"))? {
             Self::begin(path, &BTreeMap::new(), JournalId::new()).map_err(fail("begun"))?;
+            sync_folder(path).map_err(fail("begun"))?;
             let mut journal = Self::read(path)?;
             journal.fresh = true;
             return Ok(journal);
@@ -115,6 +118,7 @@ impl Journal {
             number: 0,
             live: 0,
             fresh: false,
+            folder_unsynced: false,
         };
         let mut rest = records;
         while let Some((number, body)) = frame::decode(&journal.key, rest) {
@@ -149,8 +153,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes a new journal with these values beside `path`, then puts it in its place.
-    fn begin(path: &Path, values: &BTreeMap<String, Value>, id: JournalId) -> io::Result<()> {
+    /// Writes a new journal with these values beside `path`, then puts it in its place. When this returns, the file at
+    /// `path` is the new one; that it stays so when the host loses power takes [`sync_folder`].
+    fn begin(path: &Path, values: &BTreeMap<String, Value>, id: JournalId) -> io::Result<Begun> {
         let beside = path.with_extension("new");
         let file = OpenOptions::new()
             .read(true)
@@ -165,16 +170,18 @@ impl Journal {
         let identity = Value::String(id.to_string());
         let first = std::iter::once((ID_KEY, &identity));
         let others = values.iter().map(|(k, v)| (k.as_str(), v)).filter(|(k, _)| *k != ID_KEY);
-        for (number, (k, value)) in first.chain(others).enumerate() {
+        let mut number = 0;
+        for (k, value) in first.chain(others) {
             let body = serde_json::to_vec(&Body { key: k.into(), value: Some(value.clone()) })?;
-            bytes.extend_from_slice(&frame::encode(&key, number as u64, &body));
+            bytes.extend_from_slice(&frame::encode(&key, number, &body));
+            number += 1;
         }
-        Medium::set_aside(&file, bytes.len() as u64 + STRETCH)?;
+        let end = bytes.len() as u64;
+        Medium::set_aside(&file, end + STRETCH)?;
         Medium::write_at(&file, &bytes, 0)?;
         file.sync_all()?;
         std::fs::rename(&beside, path)?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
+        Ok(Begun { file, key, end, number })
     }
 
     /// Which journal this is.
@@ -265,6 +272,10 @@ impl Journal {
             }
         }
         self.medium.write_at(&record, self.end).map_err(|source| self.failed("written", source))?;
+        if sync && self.folder_unsynced {
+            sync_folder(&self.path).map_err(|source| self.failed("synced", source))?;
+            self.folder_unsynced = false;
+        }
         if sync {
             // A failed sync may have dropped the bytes: the next append writes them, or others, to the same place.
             self.medium.sync().map_err(|source| self.failed("synced", source))?;
@@ -292,19 +303,36 @@ impl Journal {
         }
     }
 
-    /// Writes the file anew with only what counts. Where that fails, the old one goes on.
+    /// Writes the file anew with only what counts. Where that fails, the old one goes on; once the new one is in its
+    /// place, there is no old one to go on with, whatever fails then.
     fn tidy(&mut self) {
-        let anew = || -> Result<Self, JournalError> {
-            let id = self.id()?;
-            Self::begin(&self.path, &self.values, id)
-                .map_err(|source| self.failed("written anew", source))?;
-            Self::read(&self.path)
+        let anew = || -> Result<Begun, JournalError> {
+            Self::begin(&self.path, &self.values, self.id()?)
+                .map_err(|source| self.failed("written anew", source))
         };
         match anew() {
-            Ok(journal) => *self = Self { fresh: self.fresh, ..journal },
+            Ok(Begun { file, key, end, number }) => {
+                (self.medium, self.key, self.end, self.number) = (Box::new(file), key, end, number);
+                self.live = end;
+                self.folder_unsynced = true;
+            }
             Err(error) => tracing::warn!(%error, "the journal stays as it is"),
         }
     }
+}
+
+/// A file that has just been begun.
+struct Begun {
+    file: File,
+    key: Key,
+    end: u64,
+    number: u64,
+}
+
+/// Returns once the name of the file at `path` is on stable storage.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 const ID_KEY: &str = "journal";

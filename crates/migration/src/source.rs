@@ -292,7 +292,6 @@ impl Source {
             State::HandedOver { run } if tick => vec![Effect::Tell(Fact::HandedOver { run }), Effect::Ask],
             State::HandedOver { run } => vec![Effect::Tell(Fact::HandedOver { run }), Effect::ClosePort],
             State::Resumed { going: true } => vec![Effect::Tell(Fact::Resumed)],
-            State::Resumed { going: false } if tick => vec![Effect::ResumeGuest, Effect::Tell(Fact::Resumed)],
             State::Resumed { going: false } => {
                 vec![Effect::StopStream, Effect::ResumeGuest, Effect::Tell(Fact::Resumed)]
             }

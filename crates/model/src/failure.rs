@@ -112,6 +112,16 @@ impl Failure {
         Self { kind, phase: None, what: what.into(), remedy: remedy.into() }
     }
 
+    /// The same failure with texts of at most so many characters each: one that comes from elsewhere is of no length
+    /// that can be relied on.
+    pub fn clipped(self, characters: usize) -> Self {
+        let clip = |text: String| match text.char_indices().nth(characters) {
+            Some((end, _)) => text[..end].to_owned(),
+            None => text,
+        };
+        Self { what: clip(self.what), remedy: clip(self.remedy), ..self }
+    }
+
     /// The same failure, with the phase in which it happened.
     pub fn during(mut self, phase: Phase) -> Self {
         self.phase = Some(phase);

@@ -67,9 +67,11 @@ pub(crate) async fn report(server: &Server, caller: HostId, report: HostReport) 
     if host != before {
         tx.put(&keys::of(keys::HOSTS, host.id), &host)?;
     }
+    let mut told = Vec::new();
     for status in &report.migrations {
-        if let Err(why) = hear(&mut tx, caller, status).await? {
-            tracing::warn!(host = %host.name, migration = %status.ticket.migration, "{why}");
+        match hear(&mut tx, caller, status).await? {
+            Ok(()) => told.push(status.clone()),
+            Err(why) => tracing::warn!(host = %host.name, migration = %status.ticket.migration, "{why}"),
         }
     }
     if !server.is_restoring() {
@@ -80,8 +82,8 @@ pub(crate) async fn report(server: &Server, caller: HostId, report: HostReport) 
     let snapshot = server.snapshot().await?;
     {
         let mut live = server.live();
-        for status in &report.migrations {
-            live.note_migration(status.clone());
+        for status in told {
+            live.note_migration(status);
         }
         if !standing.late
             && let Some(known) = live.hosts.get_mut(&caller)

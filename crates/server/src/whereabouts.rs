@@ -125,7 +125,8 @@ pub(crate) async fn heard(
     match vm.custody.at {
         At::On { host, .. } => {
             let arrived = host == ticket.destination;
-            vm.journal = if arrived { record.destination_journal } else { record.source_journal };
+            // The journal that has just said so, which need not be the one that the migration began with.
+            vm.journal = host_record(tx, host).await?.and_then(|host| host.journal);
             (vm.by_start, vm.confirmed, vm.reported) = (false, false, false);
             if arrived {
                 vm.boot = host_record(tx, host).await?.and_then(|host| host.boot);

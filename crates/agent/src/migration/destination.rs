@@ -22,6 +22,9 @@ use crate::ledger::{StreamEnd, VmRecord};
 use crate::resolve::launch_plan;
 use crate::worker::{self, Worker};
 
+/// How long a QEMU that has loaded everything may not answer once the right to run has come.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
 /// How often QEMU is asked whether it has loaded everything, beside its own word.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -37,8 +40,18 @@ impl Conducted for Destination {
                 return;
             }
         }
-        if !matches!(effect, Effect::TellReady | Effect::Tell(_) | Effect::Ask) {
-            agent.heard_of(migration.vm()).await;
+        let answers = agent.heard_of(migration.vm());
+        match effect {
+            Effect::TellReady | Effect::Tell(_) | Effect::Ask => {}
+            // The source has handed over and waits: nothing has run here, so the VM goes back.
+            Effect::ActivateDisks => {
+                if tokio::time::timeout(ANSWER_LIMIT, answers).await.is_err() {
+                    let what = "QEMU on the destination does not answer";
+                    migration.abort_destination(Failure::new(FailureKind::Qemu, what, "see its host's log"));
+                    return;
+                }
+            }
+            _ => answers.await,
         }
         match effect {
             Effect::Reserve => match reserve(agent, migration).await {

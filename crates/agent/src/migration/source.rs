@@ -21,7 +21,16 @@ impl Conducted for Source {
     const TICK: Event = Event::Tick;
 
     async fn perform(agent: &Arc<Agent>, migration: &Arc<Migration>, effect: Effect) {
-        if !matches!(effect, Effect::KillQemu | Effect::Tell(_) | Effect::Ask | Effect::AskToRefuse) {
+        // What must not wait for a QEMU that does not answer: its end, and words. A port is closed as soon as it does.
+        let waits = match effect {
+            Effect::StartStream | Effect::ContinueSwitchover | Effect::StopStream | Effect::ResumeGuest => {
+                true
+            }
+            Effect::ClosePort | Effect::KillQemu | Effect::Tell(_) | Effect::Ask | Effect::AskToRefuse => {
+                false
+            }
+        };
+        if waits {
             agent.heard_of(migration.vm()).await;
         }
         match effect {
@@ -52,6 +61,10 @@ async fn stop_stream(agent: &Arc<Agent>, migration: &Arc<Migration>) {
     let qmp = guest.vm.qmp();
     let cancelled = async {
         let mut events = qmp.subscribe();
+        // Asked for before anything else: a QEMU that is busy does it when it comes to it, whoever waits for that.
+        if let Err(error) = qmp.migrate_cancel().await {
+            tracing::debug!(migration = %migration.id(), %error, "QEMU does not cancel");
+        }
         loop {
             let status = qmp.query_migrate().await.map(|info| info.status);
             match status {
@@ -137,6 +150,11 @@ async fn kill_qemu(agent: &Arc<Agent>, migration: &Arc<Migration>) {
             return;
         }
         agent.remove_guest(&guest);
+    }
+    // A late order to start it under an earlier right must find more than that it is not here.
+    if let Err(error) = tokio::task::block_in_place(|| agent.ledger.put_floor(ticket.vm, ticket.epoch)) {
+        tracing::error!(migration = %migration.id(), %error, "that the VM has left could not be written down yet");
+        return;
     }
     if agent.record(ticket.vm).is_some_and(|record| record.epoch == ticket.source_epoch) {
         agent.forget_record(ticket.vm);

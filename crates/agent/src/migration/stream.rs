@@ -96,11 +96,23 @@ async fn run(agent: &Arc<Agent>, migration: &Arc<Migration>) -> Result<(), Failu
                     _ => continue,
                 },
                 Err(limosa_qemu::EventsError::Missed(_)) => {}
-                Err(limosa_qemu::EventsError::Closed) => return Ok(()),
+                Err(limosa_qemu::EventsError::Closed) => {
+                    let what = "the connection to the source's QEMU was lost";
+                    return Err(Failure::new(FailureKind::Qemu, what, "restart the agent if the VM does not go on"));
+                }
             },
             _ = look.tick() => {}
         }
-        let info = guest.vm.qmp().query_migrate().await.map_err(|e| qmp_failure("say how far it is", &e))?;
+        let info = match guest.vm.qmp().query_migrate().await {
+            Ok(info) => info,
+            Err(error) if error.is_connection_lost() => return Err(qmp_failure("say how far it is", &error)),
+            // It is busy, as while it sends the last of the memory: the limits tell when that is too long.
+            Err(error) => {
+                tracing::debug!(migration = %migration.id(), %error, "QEMU does not say how far it is");
+                watch.limits(migration)?;
+                continue;
+            }
+        };
         if watch.look(agent, migration, &guest, &info).await? {
             return Ok(());
         }

@@ -131,8 +131,8 @@ pub(super) async fn declare_lost(
 
 /// A host that reports is not gone, and a host that is not gone would run its VMs twice.
 pub(super) fn refuse_unless_gone(server: &Server, host: &HostRecord, confirmed: bool) -> Answer<()> {
-    if server.host_state(host) == HostState::Online {
-        let what = format!("host {} reports: it is not gone", host.name);
+    if server.host_state(host) == HostState::Online || server.may_yet_report(host) {
+        let what = format!("host {} reports, or may yet report: it is not gone", host.name);
         return Err(Refused::conflict(what, "power it off first if its VMs are to be started elsewhere"));
     }
     if !confirmed {
