@@ -5,6 +5,7 @@
 //! that is in the middle of a migration is left alone: whose it is has to be agreed first.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
 
@@ -72,6 +73,8 @@ async fn stop(agent: &Arc<Agent>, guest: Arc<Guest>, moving: &[MigrationRecord])
         tracing::warn!(%vm, "is in a migration that has not ended: left alone");
         return Outcome::LeftAlone;
     }
+    // Its end is ours, whoever notices it first.
+    guest.dismissed.store(true, Ordering::SeqCst);
     let limit = guest.vm.plan().spec.policy.stop_timeout_ms;
     let asked = guest.vm.qmp().system_powerdown().await;
     let powered_off = match asked {

@@ -7,12 +7,17 @@ use std::time::Duration;
 use limosa_migration::Source;
 use limosa_migration::source::{Effect, Event, State};
 use limosa_model::{Fact, Failure, FailureKind};
+use limosa_qemu::Qmp;
 use limosa_qemu::commands::run::RunState;
+use serde_json::Value;
 
 use super::{Conducted, Migration, lock, stream, telling};
 use crate::agent::{Agent, now_us};
 use crate::guest::Guest;
 use crate::worker;
+
+/// How often QEMU is asked whether it has cleared away a stream that has ended.
+const FORGET_AGAIN: Duration = Duration::from_millis(10);
 
 /// How long QEMU may take to cancel a stream.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
@@ -68,7 +73,11 @@ async fn stop_stream(agent: &Arc<Agent>, migration: &Arc<Migration>) {
         loop {
             let status = qmp.query_migrate().await.map(|info| info.status);
             match status {
-                Ok(status) if status.is_over() => return,
+                Ok(status) if status.is_over() && has_forgotten(qmp).await => return,
+                Ok(status) if status.is_over() => {
+                    tokio::time::sleep(FORGET_AGAIN).await;
+                    continue;
+                }
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(migration = %migration.id(), %error, "QEMU does not say how its stream is");
@@ -85,6 +94,12 @@ async fn stop_stream(agent: &Arc<Agent>, migration: &Arc<Migration>) {
     if tokio::time::timeout(CANCEL_LIMIT, cancelled).await.is_err() {
         tracing::error!(migration = %migration.id(), "QEMU has not cancelled its stream in time");
     }
+}
+
+/// Whether QEMU has cleared away an ended stream. Until then it takes no other, and nothing says when: it is asked.
+async fn has_forgotten(qmp: &Qmp) -> bool {
+    let instances = qmp.execute::<_, Vec<Value>>("query-yank", &serde_json::json!({})).await;
+    !instances.is_ok_and(|all| all.iter().any(|instance| instance["type"] == "migration"))
 }
 
 /// Lets the guest go on as it was: running, unless a user, a disk or its own kernel had stopped it before. Where that

@@ -104,15 +104,14 @@ fn configure(root: &Path) -> Result<()> {
     run("chroot", &[&root, "runuser", "-u", "postgres", "--", &checksums, "--enable", "-D", &data]).map(drop)
 }
 
-/// Where this machine gets Debian's packages, if it says so; else Debian's own address.
+/// Where this machine gets Debian's packages.
 fn mirror() -> Result<String> {
-    let told = run(
-        "apt-get",
-        &["indextargets", "--format", "$(SITE)", "Created-By: Packages", "Codename: bookworm"],
-    )?;
+    let told = run("apt-get", &["indextargets", "--format", "$(SITE)", "Created-By: Packages"])?;
     let site =
         told.lines().map(str::trim).find(|line| line.ends_with("/debian") || line.ends_with("/debian/"));
-    Ok(site.unwrap_or("http://deb.debian.org/debian").to_owned())
+    site.map(str::to_owned).ok_or_else(|| {
+        Error::invalid("Debian mirror", "none", "name one in /etc/apt and run `apt-get update`")
+    })
 }
 
 /// The one entry of a folder whose name begins so.
