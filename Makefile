@@ -52,6 +52,7 @@ bench: bootstrap ## Run a benchmark, NAME=…, and write target/bench/NAME.jsonl
 soak: build ## Run what takes long: many moves in a row, under load
 	cargo nextest run --locked --workspace --run-ignored only --show-progress none -E 'binary(soak)'
 	target/debug/limosa-lab soak
+	target/debug/limosa-lab soak
 
 .PHONY: clean-lab
 clean-lab: ## Take the lab away that the demo, or limosa-lab up, left
