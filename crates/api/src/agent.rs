@@ -69,7 +69,8 @@ pub struct DatastoreAt {
 pub enum DatastoreKind {
     /// A folder of one host.
     Dir,
-    /// A folder that several hosts mount. It is proven to be the same one by a token file.
+    /// A folder that several hosts mount. That it is the same one is the administrator's word:
+    /// a host only looks whether the VM's disks are in it.
     Shared,
 }
 
@@ -147,9 +148,9 @@ pub enum VmAction {
     },
     /// End QEMU at once.
     Kill,
-    /// Ask the guest to restart; after the time, reset it.
+    /// Reset the machine. The guest is not asked.
     Reboot {
-        /// How long the guest has.
+        /// Not used: a guest that is reset has no time.
         timeout_ms: Millis,
     },
     /// Stop the CPUs.
@@ -371,7 +372,7 @@ pub struct CheckReport {
     pub round_trip_us: Option<u64>,
     /// The largest packet that reaches the peer unbroken on the migration network.
     pub path_mtu: Option<u32>,
-    /// Source: the rate at which the guest dirties memory, measured just now.
+    /// Source: the rate at which the guest dirties memory. `None`: agents do not measure it before a migration.
     pub dirty_rate: Option<Bandwidth>,
 }
 

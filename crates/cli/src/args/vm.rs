@@ -50,11 +50,11 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Ask the guest to restart, and reset it after a time
+    /// Reset the guest; it is not asked
     Reboot {
         /// Its name or id
         vm: String,
-        /// How long the guest has
+        /// Not used: a guest that is reset has no time
         #[arg(long, value_name = "TIME")]
         timeout: Option<Millis>,
         /// Whether to wait.
