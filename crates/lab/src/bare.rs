@@ -229,6 +229,19 @@ impl<'l> BareCluster<'l> {
     /// As the agent answers.
     pub fn start_vm(&mut self, n: usize, target: &VmOnHost) -> std::result::Result<VmStatus, CallError> {
         let epoch = self.next_epoch();
+        self.start_vm_under(n, target, epoch)
+    }
+
+    /// Makes the disks of a VM and starts it under this epoch, which no server would give twice.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub fn start_vm_under(
+        &self,
+        n: usize,
+        target: &VmOnHost,
+        epoch: Epoch,
+    ) -> std::result::Result<VmStatus, CallError> {
         let make = self.order(n, limosa_api::agent::MakeDisks { target: target.clone() })?;
         let start = self.order(n, StartVm { epoch, target: target.clone() })?;
         let client = self.hosts[n].client.clone();
